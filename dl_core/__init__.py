@@ -1,0 +1,1 @@
+"""The library: pure functions, Flax modules, data and the one training loop."""

@@ -1,0 +1,1 @@
+"""Training: the one loop, its compiled programs, checkpoints and the run directory."""

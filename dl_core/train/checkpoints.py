@@ -1,0 +1,129 @@
+"""Checkpoints of one run, by Orbax: asynchronous, atomic, pruned.
+
+A step counts as saved only once all of it is on the disk; what a killed or failed save
+left behind is ignored and cleaned up.
+"""
+
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; its text says which one and what remains."""
+
+
+class Checkpoints:
+    """The checkpoints of a run, in a folder of their own."""
+
+    def __init__(self, folder: pathlib.Path, keep: int = 2):
+        """Args:
+        folder: where they are; need not exist.
+        keep: how many of the latest are kept.
+        """
+        self._folder = folder
+        self._keep = keep
+        self._opened: ocp.CheckpointManager | None = None
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._opened is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            )
+            self._opened = ocp.CheckpointManager(
+                self._folder.resolve(), options=options
+            )
+        return self._opened
+
+    def steps(self) -> list[int]:
+        """Returns the steps that are saved whole, in order."""
+        return sorted(self._manager.all_steps()) if self._folder.exists() else []
+
+    def save(self, step: int, state: PyTree, about: dict[str, Any]) -> None:
+        """Starts saving a state; returns once it may be changed.
+
+        Args:
+          step: the step it belongs to.
+          state: the state.
+          about: JSON values saved beside it.
+
+        Raises:
+          SaveError: if this save, or the one before it, fails.
+        """
+        try:
+            if step not in self._manager.all_steps():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state),
+                        about=ocp.args.JsonSave(about),
+                    ),
+                )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def restore(self, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """Reads a checkpoint.
+
+        Args:
+          step: one of `steps()`.
+          abstract: the shapes, types and shardings of the state, wherever it was saved.
+
+        Returns:
+          The state, and the JSON values saved beside it.
+
+        Raises:
+          ValueError: if the files are damaged or of another structure.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    about=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:
+            raise ValueError(f"checkpoint {step} cannot be read: {error}") from error
+        state = jax.block_until_ready(restored["state"])
+        return state, restored["about"]
+
+    def discard(self, step: int) -> None:
+        """Removes a checkpoint that cannot be read."""
+        self.close()
+        shutil.rmtree(self._folder / str(step))
+
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk.
+
+        Raises:
+          SaveError: if it could not be written.
+        """
+        if self._opened is not None:
+            try:
+                self._opened.wait_until_finished()
+            except Exception as error:
+                raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the folder."""
+        if self._opened is not None:
+            self.wait()
+            self._opened.close()
+            self._opened = None
+
+    def _failed(self, error: Exception) -> SaveError:
+        kept = [int(p.name) for p in self._folder.iterdir() if p.name.isdigit()]
+        last = f"that of step {max(kept)}" if kept else "none"
+        reason = str(error).strip().splitlines()[0]
+        return SaveError(
+            f"a checkpoint in {self._folder} could not be written ({reason}); "
+            f"the last good one is {last}"
+        )

@@ -1,0 +1,112 @@
+"""Where arrays live: one mesh of devices with a `data` and a `model` axis.
+
+Batches are split over `data`. A state is copied to every device, unless `fsdp` splits
+its large arrays over `data` too, or a `model` axis longer than one splits their last
+dimension; XLA inserts the communication, so the numbers are those of one device.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from dl_core.errors import UserError
+
+_SMALL = 4096  # Elements below which splitting an array costs more than it saves.
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and how states and batches are split over it."""
+
+    mesh: Mesh
+    fsdp: bool = False
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of what every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def state(self, abstract: PyTree, points: int | None) -> PyTree[NamedSharding]:
+        """Returns the sharding of each leaf of a state.
+
+        Args:
+          abstract: the state's shapes.
+          points: how many runs are stacked in the leading axis; None for one run.
+        """
+        if points is None:
+            return jax.tree.map(lambda x: self._leaf(x.shape), abstract)
+        return jax.tree.map(lambda x: self.points(points), abstract)
+
+    def points(self, count: int) -> NamedSharding:
+        """Returns the sharding of arrays whose leading axis is over stacked runs."""
+        fits = count % self.mesh.shape["data"] == 0
+        return NamedSharding(self.mesh, PartitionSpec("data" if fits else None))
+
+    def inputs(self, batch_size: int) -> NamedSharding:
+        """Returns the sharding of host inputs: steps first, then examples.
+
+        Raises:
+          UserError: if the batch cannot be split evenly.
+        """
+        count = self.mesh.shape["data"]
+        if batch_size % count:
+            raise UserError(
+                f"a batch of {batch_size} examples cannot be split over {count} "
+                f"devices; give --config.batch_size a multiple of {count}, or --devices"
+            )
+        return NamedSharding(self.mesh, PartitionSpec(None, "data"))
+
+    def split_batch(self, batch: PyTree, batch_size: int) -> PyTree:
+        """Inside a compiled step: splits the examples of a batch over `data`."""
+        split = NamedSharding(self.mesh, PartitionSpec("data"))
+
+        def constrain(x):
+            if x.ndim and x.shape[0] == batch_size:
+                return jax.lax.with_sharding_constraint(x, split)
+            return x
+
+        return jax.tree.map(constrain, batch)
+
+    def _leaf(self, shape: tuple[int, ...]) -> NamedSharding:
+        spec: list[str | None] = [None] * len(shape)
+        if np.prod(shape) >= _SMALL:
+            sizes = self.mesh.shape
+            if sizes["model"] > 1 and shape[-1] % sizes["model"] == 0:
+                spec[-1] = "model"
+            if self.fsdp:
+                free = [i for i, name in enumerate(spec) if name is None]
+                fitting = [i for i in free if shape[i] % sizes["data"] == 0]
+                if fitting:
+                    spec[max(fitting, key=lambda i: shape[i])] = "data"
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+
+def make_layout(
+    devices: int | None = None, model: int = 1, *, fsdp: bool = False
+) -> Layout:
+    """Returns a layout over the first `devices` devices (default: all).
+
+    Args:
+      devices: how many devices take part.
+      model: length of the `model` axis.
+      fsdp: split large arrays of the state over the `data` axis.
+
+    Raises:
+      UserError: if there are fewer devices, or `model` does not divide their number.
+    """
+    available = jax.devices()
+    count = len(available) if devices is None else devices
+    if not 0 < count <= len(available):
+        raise UserError(f"--devices={devices}: there are {len(available)} devices")
+    if model < 1 or count % model:
+        raise UserError(f"--model_axis={model} does not divide {count} devices")
+    mesh = jax.make_mesh(
+        (count // model, model),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=available[:count],
+    )
+    return Layout(mesh, fsdp)

@@ -1,0 +1,58 @@
+"""Metrics of an evaluation: merged over batches, then computed once.
+
+An `eval_step` returns a dict of these. Padded examples are masked out, so a number does
+not depend on the batch size (up to rounding).
+"""
+
+from typing import Self
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+
+@struct.dataclass
+class Mean:
+    """A mean over examples, kept as the sum and the count."""
+
+    total: Float[Array, "*shape"]
+    count: Float[Array, "*shape"]
+
+    @classmethod
+    def of(
+        cls, values: Float[Array, "batch *shape"], mask: Float[Array, " batch"]
+    ) -> Self:
+        """Returns the mean of the rows of `values` whose mask is 1."""
+        weights = jnp.expand_dims(mask, range(1, values.ndim))
+        total = jnp.sum(jnp.where(weights > 0, values, 0), axis=0)
+        return cls(total, jnp.broadcast_to(jnp.sum(mask), total.shape))
+
+    def merge(self, other: Self) -> Self:
+        """Returns the mean over both sets of examples."""
+        return type(self)(self.total + other.total, self.count + other.count)
+
+    def compute(self) -> Float[np.ndarray, "*shape"]:
+        """Returns the mean."""
+        return np.asarray(self.total) / np.asarray(self.count)
+
+
+@struct.dataclass
+class Percentiles:
+    """Percentiles over examples, kept as all the values."""
+
+    values: Float[Array, "batch *shape"]
+    mask: Float[Array, " batch"]
+    percents: tuple[float, ...] = struct.field(pytree_node=False)
+
+    def merge(self, other: Self) -> Self:
+        """Returns the percentiles over both sets of examples."""
+        return self.replace(
+            values=np.concatenate([self.values, other.values]),
+            mask=np.concatenate([self.mask, other.mask]),
+        )
+
+    def compute(self) -> Float[np.ndarray, "percents *shape"]:
+        """Returns the percentiles, linearly interpolated."""
+        kept = np.asarray(self.values)[np.asarray(self.mask) > 0]
+        return np.percentile(kept, self.percents, axis=0)

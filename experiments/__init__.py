@@ -1,0 +1,1 @@
+"""The experiments: one folder a topic, one module an experiment."""

@@ -1,0 +1,1 @@
+"""Classification networks: normalisation, depth, augmentation, batch size."""

@@ -1,0 +1,1 @@
+"""Sequences: temporal convolutions, recurrence, memory over long delays."""

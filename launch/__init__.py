@@ -1,0 +1,1 @@
+"""The command line: the only place with absl flags and process set-up."""

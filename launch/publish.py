@@ -1,0 +1,153 @@
+"""Publishes a finished sweep: python -m launch.publish --experiment=NAME --sweep=SWEEP
+
+Copies what was measured beside the experiment, into `experiments/<topic>/results/`: a
+JSON file with the rows of every run and what produced them, and the figures that draw
+the sweep. Then renews the table of the README, which is made from these files alone.
+`--readme` renews the table only.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import flags
+
+from dl_core.errors import UserError
+from launch import app, registry
+from launch import flags as shared
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(shared)
+flags.DEFINE_string("sweep", None, "Which sweep of the experiment.")
+flags.DEFINE_bool("readme", False, "Renew the table of the README only.")
+
+README = pathlib.Path(registry.ROOT).parent / "README.md"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def main(args: list[str]) -> int:
+    """Publishes the sweep that the flags choose."""
+    if args:
+        raise UserError(f"{args[0]!r} is not a flag; see --help")
+    if not FLAGS.readme:
+        if FLAGS.sweep is None:
+            raise UserError("--sweep is missing; see python -m launch.list")
+        for path in publish():
+            print(path)
+    README.write_text(renewed(README.read_text()))
+    print(README)
+    return app.DONE
+
+
+def publish() -> list[pathlib.Path]:
+    """Writes the results and the figures of the chosen sweep; returns the files."""
+    from dl_core.config import to_dict
+    from dl_core.files import write_atomically
+    from dl_core.results import Run
+    from launch.executors import sweep_command
+    from launch.figures import draw, require_complete
+    from launch.points import chosen_sweep
+
+    sweep = chosen_sweep(FLAGS.sweep)
+    require_complete(sweep, "publishing")
+    runs = [Run.read(point.path) for point in sweep.points]
+    shared_fields = ("commit", "versions", "device")
+    published = {
+        "experiment": sweep.experiment.name,
+        "sweep": sweep.name,
+        "command": sweep_command(sweep),
+        "base": to_dict(sweep.base),
+        **{name: _common(name, runs) for name in shared_fields},
+        "seconds": round(sum(_own_seconds(run) for run in runs), 1),
+        "runs": [
+            {
+                "changes": dict(point.changes),
+                **{k: run.result[k] for k in ("status", "step", "seconds", "metrics")},
+            }
+            for point, run in zip(sweep.points, runs, strict=True)
+        ],
+    }
+    folder = registry.results_folder(sweep.experiment.name)
+    folder.mkdir(exist_ok=True)
+    module = sweep.experiment.name.split(".")[1]
+    files = [folder / f"{module}.{sweep.name}.json"]
+    write_atomically(files[0], _one_run_a_line(published))
+    for name, function in sweep.experiment.figures.items():
+        if function.sweep == sweep.name:
+            png, _ = draw(sweep.experiment, name)
+            files.append(folder / f"{module}.{name}.png")
+            write_atomically(files[-1], png.read_bytes())
+    return files
+
+
+def published(name: str) -> dict[str, dict]:
+    """Returns the published results of an experiment, by sweep."""
+    module = name.split(".")[1]
+    paths = sorted(registry.results_folder(name).glob(f"{module}.*.json"))
+    found = [json.loads(path.read_text()) for path in paths]
+    return {results["sweep"]: results for results in found}
+
+
+def as_runs(results: dict):
+    """Returns published results as the `Runs` that a summary reads."""
+    from dl_core.config import flatten
+    from dl_core.results import Run, Runs
+
+    base = flatten(results["base"])
+    return Runs(Run(base | run["changes"], (), run) for run in results["runs"])
+
+
+def summaries(name: str) -> dict[str, str]:
+    """Returns a sentence with the measured result for each published sweep."""
+    found = published(name)
+    if not found:
+        return {}
+    experiment = registry.load(name)
+    return {
+        sweep: experiment.summary(as_runs(found[sweep]))
+        for sweep in experiment.sweeps
+        if sweep in found
+    }
+
+
+def renewed(text: str) -> str:
+    """Returns the README's text with its table made anew from the published results."""
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    rows = ["| experiment | topic | measured |", "| --- | --- | --- |"]
+    for name in registry.names():
+        outline = registry.outline(name)
+        link = f"[`{name}`](experiments/{name.replace('.', '/')}.py)"
+        measured = []
+        for sweep, sentence in summaries(name).items():
+            results = published(name)[sweep]
+            cost = f"{len(results['runs'])} runs, {_duration(results['seconds'])}"
+            measured.append(f"{sentence} (`{sweep}`: {cost} on {results['device']})")
+        rows.append(f"| {link} | {outline.topic} | {'<br>'.join(measured)} |")
+    return head + BEGIN + "\n" + "\n".join(rows) + "\n" + END + tail
+
+
+def _common(name: str, runs: list) -> object:
+    values = {json.dumps(run.result.get(name)) for run in runs}
+    found = [json.loads(value) for value in sorted(values)]
+    return found[0] if len(found) == 1 else found
+
+
+def _own_seconds(run) -> float:
+    """Returns a run's share of the time, where several trained at once."""
+    return run.result["seconds"] / run.result.get("trained_together", 1)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _one_run_a_line(results: dict) -> str:
+    runs = ",\n".join(f"    {json.dumps(run)}" for run in results["runs"])
+    head = json.dumps({**results, "runs": []}, indent=2)
+    return head.replace('"runs": []', f'"runs": [\n{runs}\n  ]') + "\n"
+
+
+if __name__ == "__main__":
+    app.run(main, shared.define_config_flags)
+    sys.exit()
