@@ -16,8 +16,8 @@ same number for every image during the first thousand steps (the 15th, 50th and 
 percentiles lie together), and its inputs drift from zero as it begins to learn; with
 normalisation they spread within a few hundred steps and stay centred. The normalised
 network is ahead at small learning rates and still learns at one at which the other
-fails; at the best rate both end alike. `--preset=paper` is the paper's 50,000 steps on all of MNIST
-(`--config.data.name=mnist`).
+fails; at the best rate both end alike. `--preset=paper` is the paper's 50,000 steps on
+all of MNIST.
 """
 
 from typing import Any, Literal
