@@ -5,6 +5,7 @@ line or in a file it names, 75 preempted with everything saved, 76 locked by ano
 process.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -41,6 +42,9 @@ def run(
             fail(error)
 
     def guarded(argv: Sequence[str]) -> int | None:
+        # The libraries' running commentary is not the user's log.
+        for library in ("absl", "jax"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         try:
             return main(argv[1:])
         except UserError as error:

@@ -36,7 +36,8 @@ def execute(
       together: train them all at once, vmapped; else in turn. Either way one program.
 
     Returns:
-      How each ended: "done", "diverged", "stopped", "failed" or "locked".
+      How each ended: "done", "diverged", "stopped", "failed", "locked" (another
+      process holds the directory) or "refused" (a mistake of the user's).
     """
     with stop_on_signals() as stop:
         if together:
@@ -46,11 +47,14 @@ def execute(
 
 def exit_code(statuses: Sequence[str]) -> int:
     """Returns the exit code for runs that ended so."""
-    if "stopped" in statuses:
-        return app.PREEMPTED
-    if "failed" in statuses or "diverged" in statuses:
-        return app.FAILED
-    return app.LOCKED if "locked" in statuses else app.DONE
+    codes = {
+        "stopped": app.PREEMPTED,
+        "refused": app.MISUSED,
+        "failed": app.FAILED,
+        "diverged": app.FAILED,
+        "locked": app.LOCKED,
+    }
+    return next((code for name, code in codes.items() if name in statuses), app.DONE)
 
 
 def say(text: str) -> None:
@@ -134,7 +138,10 @@ def _guarded(
     except LockedError as error:
         say(f"error: {error}")
         return ["locked"] * len(points)
-    except (UserError, SaveError) as error:
+    except UserError as error:
+        say(f"error: {error}")
+        return ["refused"] * len(points)
+    except SaveError as error:
         say(f"error: {error}")
         return ["failed"] * len(points)
     except OSError as error:
@@ -149,7 +156,6 @@ def _execute(
     from dl_core.train.layout import make_layout
     from dl_core.train.run_directory import open_run
 
-    _quiet_libraries()
     with contextlib.ExitStack() as stack:
         runs = [
             stack.enter_context(open_run(path, experiment.name, config))
@@ -201,11 +207,3 @@ def data_dir() -> pathlib.Path:
     from dl_core.data import default_data_dir
 
     return default_data_dir()
-
-
-def _quiet_libraries() -> None:
-    """Keeps the libraries' running commentary out of the user's log."""
-    import logging
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("jax").setLevel(logging.ERROR)

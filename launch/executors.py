@@ -121,14 +121,19 @@ def print_summary(sweep: Sweep, statuses: Mapping[int, str]) -> None:
         print("the same command again runs what is not done")
 
 
-def sweep_command(sweep: Sweep) -> str:
-    """Returns the command that runs what a sweep is missing, fit for a shell."""
-    return f"{_shell('launch.sweep', sweep)} --sweep={sweep.name}"
+def sweep_command(sweep: Sweep, *, places: bool = True) -> str:
+    """Returns the command that runs what a sweep is missing, fit for a shell.
+
+    Args:
+      sweep: the sweep.
+      places: say where it runs too, if it was said.
+    """
+    return f"{_shell('launch.sweep', sweep, places)} --sweep={sweep.name}"
 
 
-def _shell(module: str, sweep: Sweep) -> str:
+def _shell(module: str, sweep: Sweep, places: bool = True) -> str:
     """Returns a command with the flags that choose the sweep's config and folder."""
-    names = ("preset", "config", "workdir", "name")
+    names = ("preset", "config", *(("workdir", "name") if places else ()))
     chosen = [n for n in FLAGS if n in names or n.startswith("config.")]
     given = [f"--{n}={FLAGS[n].value}" for n in sorted(chosen) if FLAGS[n].present]
     return shlex.join(
@@ -199,6 +204,10 @@ def _ended(point: Point, code: int) -> str:
     status = point.status()
     if status in ("done", "diverged"):
         return status
-    return {app.PREEMPTED: "stopped", -15: "stopped", app.LOCKED: "locked"}.get(
-        code, "failed"
-    )
+    known = {
+        app.PREEMPTED: "stopped",
+        -signal.SIGTERM: "stopped",
+        app.LOCKED: "locked",
+        app.MISUSED: "refused",
+    }
+    return known.get(code, "failed")

@@ -55,7 +55,7 @@ def publish() -> list[pathlib.Path]:
     published = {
         "experiment": sweep.experiment.name,
         "sweep": sweep.name,
-        "command": sweep_command(sweep),
+        "command": sweep_command(sweep, places=False),
         "base": to_dict(sweep.base),
         **{name: _common(name, runs) for name in shared_fields},
         "seconds": round(sum(_own_seconds(run) for run in runs), 1),

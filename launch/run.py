@@ -14,8 +14,8 @@ from launch import app
 from launch import flags as shared
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(shared)
 shared.define_run_flags()
+flags.adopt_module_key_flags(shared)
 
 
 def main(args: list[str]) -> int:

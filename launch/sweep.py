@@ -16,8 +16,8 @@ from launch import app, registry
 from launch import flags as shared
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(shared)
 shared.define_run_flags()
+flags.adopt_module_key_flags(shared)
 flags.DEFINE_string("sweep", None, "Which sweep of the experiment.")
 flags.DEFINE_enum("executor", "local", ["local", "vmap"], "How to run the points.")
 flags.DEFINE_integer("index", None, "Run this point alone.", lower_bound=0)

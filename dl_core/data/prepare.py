@@ -102,7 +102,7 @@ def _generate(
     _clear(folder, work)
     log(f"preparing {_full_name(builder)} in {root}")
     start = time.monotonic()
-    pass
+    check_before_download(builder, offline=offline)
     # A folder of its own, for TFDS names extracted files by their base names only: with
     # a common one, MNIST and Fashion-MNIST get each other's (tensorflow/datasets#2267).
     config = tfds.download.DownloadConfig(

@@ -213,7 +213,7 @@ def _stack(values: list[Any], field: str, source: Source) -> np.ndarray:
 
 def _array(value: Any) -> np.ndarray:
     array = np.asarray(value)
-    # TFDS gives a sequence of texts as an array of objects.
+    # TFDS gives a tensor of texts as an array of objects.
     return np.asarray(array.tolist()) if array.dtype == object else array
 
 
