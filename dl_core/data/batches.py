@@ -161,9 +161,11 @@ class InMemory:
             raise UserError("the data set holds no examples")
 
     def train_inputs(self, seed: int, first: int, count: int) -> dict[str, np.ndarray]:
+        """Returns the indices of `count` batches from step `first` on."""
         return {"indices": order(seed, self.size, self.batch_size, first, count)}
 
     def eval_inputs(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the indices of each evaluation batch, and the mask."""
         for indices, mask in padded_order(self.size, self.batch_size):
             yield {"indices": indices, "mask": mask}
 
@@ -192,9 +194,11 @@ class Generated:
         self.eval_batches = eval_batches
 
     def train_inputs(self, seed: int, first: int, count: int) -> dict[str, np.ndarray]:
+        """Returns the numbers of the steps."""
         return {"number": np.arange(first, first + count, dtype=np.int32)}
 
     def eval_inputs(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the number of each evaluation batch, and the mask."""
         for number in range(self.eval_batches):
             yield {"number": np.int32(number), "mask": np.float32(1)}
 
@@ -246,6 +250,7 @@ class Streamed:
         self._reads: collections.OrderedDict = collections.OrderedDict()
 
     def train_inputs(self, seed: int, first: int, count: int) -> dict[str, np.ndarray]:
+        """Returns the examples of `count` batches from step `first` on."""
         wanted = range(first, first + count)
         for step in range(first, first + count + self._ahead):
             if (seed, step) not in self._reads:
@@ -255,6 +260,7 @@ class Streamed:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def eval_inputs(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the examples of each evaluation batch, and the mask."""
         queue: collections.deque = collections.deque()
         for indices, mask in padded_order(len(self._source), self.batch_size):
             queue.append((self._submit(indices), mask[self._slice]))
