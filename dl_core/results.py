@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
@@ -130,23 +131,30 @@ class Runs(tuple[Run, ...]):
         return series[0][0], np.stack([values for _, values in series])
 
 
-def mean_and_spread(values: Iterable[float], digits: int = 3, scale: float = 1) -> str:
+def mean_and_spread(
+    values: Iterable[float], *, scale: float = 1, unit: str = ""
+) -> str:
     """Returns "mean ± standard deviation" over seeds, and how many diverged.
+
+    Both are rounded to the second digit of the deviation, one value alone to four.
 
     Args:
       values: one a seed; NaN where the run diverged.
-      digits: significant digits of the standard deviation's place.
       scale: multiplies the numbers: 100 for per cent.
+      unit: follows them.
     """
     array = scale * np.asarray(list(values), float)
     finite = array[np.isfinite(array)]
-    lost = f" ({len(array) - len(finite)} of {len(array)} diverged)"
     if not len(finite):
         return "diverged"
-    text = f"{finite.mean():.{digits}g}"
-    if len(finite) > 1:
-        text += f" ± {finite.std(ddof=1):.2g}"
-    return text + (lost if len(finite) < len(array) else "")
+    mean, spread = finite.mean(), finite.std(ddof=1) if len(finite) > 1 else 0.0
+    if spread:
+        places = max(0, 1 - math.floor(math.log10(spread)))
+        text = f"{mean:.{places}f} ± {spread:.{places}f}{unit}"
+    else:
+        text = f"{mean:.4g}{unit}"
+    lost = len(array) - len(finite)
+    return text + (f" ({lost} of {len(array)} diverged)" if lost else "")
 
 
 def _hashable(value: Any) -> Any:

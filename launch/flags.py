@@ -28,8 +28,16 @@ flags.DEFINE_string(
 )
 
 
+def define_sweep_flag() -> None:
+    """Defines the flag of the commands on one sweep, once."""
+    if "sweep" not in FLAGS:
+        flags.DEFINE_string("sweep", None, "Which sweep of the experiment.")
+
+
 def define_run_flags() -> None:
-    """Defines the flags of the commands that train."""
+    """Defines the flags of the commands that train, once."""
+    if "devices" in FLAGS:
+        return
     flags.DEFINE_integer("devices", None, "Use this many devices (default: all).")
     flags.DEFINE_integer("model_axis", 1, "Split large arrays over this many devices.")
     flags.DEFINE_bool("fsdp", False, "Split the state over the data axis as well.")

@@ -17,8 +17,8 @@ from launch import app, registry
 from launch import flags as shared
 
 FLAGS = flags.FLAGS
+shared.define_sweep_flag()
 flags.adopt_module_key_flags(shared)
-flags.DEFINE_string("sweep", None, "Which sweep of the experiment.")
 flags.DEFINE_bool("readme", False, "Renew the table of the README only.")
 
 README = pathlib.Path(registry.ROOT).parent / "README.md"
@@ -103,11 +103,16 @@ def summaries(name: str) -> dict[str, str]:
     if not found:
         return {}
     experiment = registry.load(name)
-    return {
-        sweep: experiment.summary(as_runs(found[sweep]))
-        for sweep in experiment.sweeps
-        if sweep in found
-    }
+    told = {}
+    for sweep in (sweep for sweep in experiment.sweeps if sweep in found):
+        try:
+            told[sweep] = experiment.summary(as_runs(found[sweep]))
+        except (KeyError, IndexError) as error:
+            raise UserError(
+                f"the published results of {name}, {sweep}, do not fit the experiment "
+                f"any more ({error!r} is missing): run and publish them again"
+            ) from error
+    return told
 
 
 def renewed(text: str) -> str:

@@ -17,8 +17,8 @@ from launch import flags as shared
 
 FLAGS = flags.FLAGS
 shared.define_run_flags()
+shared.define_sweep_flag()
 flags.adopt_module_key_flags(shared)
-flags.DEFINE_string("sweep", None, "Which sweep of the experiment.")
 flags.DEFINE_enum("executor", "local", ["local", "vmap"], "How to run the points.")
 flags.DEFINE_integer("index", None, "Run this point alone.", lower_bound=0)
 flags.DEFINE_integer(

@@ -237,7 +237,8 @@ class Streamed:
         """
         if batch_size % process_count:
             raise UserError(
-                f"a batch of {batch_size} cannot be split over {process_count} processes"
+                f"a batch of {batch_size} cannot be split over "
+                f"{process_count} processes"
             )
         self.resident: dict[str, np.ndarray] = {}
         self.batch_size = batch_size

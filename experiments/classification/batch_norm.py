@@ -1,4 +1,4 @@
-"""Batch normalisation steadies a sigmoid's inputs and makes large rates usable.
+r"""Batch normalisation steadies a sigmoid's inputs and makes large rates usable.
 
 Ioffe & Szegedy, "Batch normalization: accelerating deep network training by reducing
 internal covariate shift", ICML 2015, section 4.1 and figure 1: three hidden layers of
@@ -266,10 +266,11 @@ def summary(runs: Runs) -> str:
             mean_and_spread(
                 runs.where(**{_RATE: rate, _NORMALIZATION: name}).final(MAIN_METRIC),
                 scale=100,
+                unit=" %",
             )
             for name in ("batch", "none")
         )
-        parts.append(f"rate {rate:g}: {with_} % with, {without} % without")
+        parts.append(f"rate {rate:g}: {with_} with, {without} without")
     seeds = len(runs.values("seed"))
     return (
         f"Test accuracy after {runs[0].config['steps']:,} steps, {seeds} seeds, batch "

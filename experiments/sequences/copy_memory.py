@@ -281,11 +281,13 @@ def summary(runs: Runs) -> str:
     for delay, group in runs.by("delay").items():
         tcn, lstm = (
             mean_and_spread(
-                group.where(**{"model.name": n}).final(MAIN_METRIC), scale=100
+                group.where(**{"model.name": n}).final(MAIN_METRIC),
+                scale=100,
+                unit=" %",
             )
             for n in ("tcn", "lstm")
         )
-        parts.append(f"T = {delay}: TCN {tcn} %, LSTM {lstm} %")
+        parts.append(f"T = {delay}: TCN {tcn}, LSTM {lstm}")
     return (
         f"Accuracy on the last ten symbols after {runs[0].config['steps']:,} steps, "
         f"{len(runs.values('seed'))} seeds: {'; '.join(parts)}."
