@@ -31,8 +31,8 @@ from jaxtyping import Array, Float, UInt8
 from matplotlib.figure import Figure
 
 from dl_core.config import RunConfig, config, nested, static, traced
-from dl_core.data import load
-from dl_core.data.batches import Data, InMemory
+from dl_core.data.batches import Batches, Data
+from dl_core.data.named import named_batches
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
 from dl_core.train.metrics import Mean, Percentiles
@@ -129,11 +129,14 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 def data(config: Config, data_dir: Any) -> Data:
     """Returns the training images in batches, and the test images."""
-    name = config.data.name
-    return Data(
-        InMemory(load(name, "train", data_dir), config.batch_size, to_vectors),
-        {"test": InMemory(load(name, "test", data_dir), 1_000, to_vectors)},
-    )
+
+    def batches(split: str, size: int) -> Batches:
+        shapes = {"image": (28, 28, 1), "label": ()}
+        return named_batches(
+            config.data.name, split, data_dir, size, shapes, to_vectors
+        )
+
+    return Data(batches("train", config.batch_size), {"test": batches("test", 1_000)})
 
 
 def to_vectors(

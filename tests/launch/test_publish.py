@@ -1,0 +1,74 @@
+"""Published results and the README's table, which is made from them."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from dl_core.config import flatten, leaves
+from dl_core.errors import UserError
+from launch import publish, registry
+
+README = publish.README.read_text()
+
+
+def test_the_readme_table_is_current():
+    assert publish.renewed(README) == README, "run python -m launch.publish --readme"
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_sweep_is_published_whole_with_its_figures(name):
+    experiment = registry.load(name)
+    found = publish.published(name)
+    assert set(found) == set(experiment.sweeps)
+    module = name.split(".")[1]
+    for sweep, results in found.items():
+        points = [flatten(run["changes"]) for run in results["runs"]]
+        assert points == [flatten(point) for point in experiment.sweeps[sweep]]
+        assert set(flatten(results["base"])) == set(leaves(experiment.config_class()))
+        assert re.fullmatch("[0-9a-f]{40}", results["commit"]), "from a clean checkout"
+        assert results["device"]
+        assert results["versions"]["jax"]
+        for run in results["runs"]:
+            assert run["status"] in ("done", "diverged")
+    for figure in experiment.figures:
+        assert (registry.results_folder(name) / f"{module}.{figure}.png").exists()
+
+
+def test_no_published_file_names_a_machine():
+    for path in pathlib.Path(registry.ROOT).glob("*/results/*.json"):
+        text = path.read_text()
+        assert not re.search(r"/(home|root|tmp|work|Users)/", text), path
+
+
+def test_spread_over_seeds_is_in_the_summary():
+    for name in registry.names():
+        for sentence in publish.summaries(name).values():
+            assert "±" in sentence
+            assert sentence.endswith(".")
+
+
+def test_results_that_no_longer_fit_are_named(monkeypatch):
+    name = "classification.batch_norm"
+    stale = publish.published(name)
+    stale["learning_rates"]["runs"] = stale["learning_rates"]["runs"][:1]
+    stale["learning_rates"]["runs"][0]["metrics"] = {}
+    monkeypatch.setattr(publish, "published", lambda name: stale)
+    with pytest.raises(UserError, match="batch_norm, learning_rates, do not fit"):
+        publish.summaries(name)
+
+
+def test_published_numbers_become_runs():
+    results = publish.published("classification.batch_norm")["learning_rates"]
+    runs = publish.as_runs(results)
+    finals = runs.final("test/accuracy")
+    expected = [run["metrics"]["test/accuracy"] for run in results["runs"]]
+    np.testing.assert_array_equal(finals, expected)
+
+
+def test_the_commands_of_the_readme_name_what_exists():
+    for name in re.findall(r"--experiment=(\S+)", README):
+        assert name in [*registry.names(), "<topic>.<name>`", "…"]
+    for module in re.findall(r"python -m launch\.(\w+)", README):
+        assert (pathlib.Path(registry.ROOT).parent / "launch" / f"{module}.py").exists()
