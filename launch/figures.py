@@ -15,7 +15,9 @@ from launch import flags as shared
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(shared)
-flags.DEFINE_string("figure", None, "Which figure (default: every one).")
+flags.DEFINE_string(
+    "figure", None, "Which figure (default: every one whose sweep is complete)."
+)
 
 
 def main(args: list[str]) -> int:
@@ -29,11 +31,18 @@ def main(args: list[str]) -> int:
             f"--figure={FLAGS.figure}: {experiment.name} has the figures "
             f"{', '.join(figures)}{nearest(FLAGS.figure, figures)}"
         )
-    names = list(figures) if FLAGS.figure is None else [FLAGS.figure]
-    for name in names:
-        for path in draw(experiment, name):
-            print(path)
-    return app.DONE
+    if FLAGS.figure is not None:
+        print(*draw(experiment, FLAGS.figure), sep="\n")
+        return app.DONE
+    refused = []
+    for name in figures:
+        try:
+            print(*draw(experiment, name), sep="\n")
+        except UserError as error:
+            refused.append(str(error))
+    for sentence in refused:
+        print(f"not drawn: {sentence}", file=sys.stderr)
+    return app.MISUSED if len(refused) == len(figures) else app.DONE
 
 
 def draw(experiment, name: str) -> list[pathlib.Path]:
@@ -64,7 +73,7 @@ def draw(experiment, name: str) -> list[pathlib.Path]:
     sweep = chosen_sweep(function.sweep)
     require_complete(sweep, f"the figure {name}")
     runs = Runs(Run.read(point.path) for point in sweep.points)
-    folder = sweep.folder if FLAGS.dry_run else sweep.folder / "figures"
+    folder = sweep.folder / "figures"
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     if FLAGS.dry_run:
         return paths

@@ -41,5 +41,5 @@ def test_streamed_and_in_memory_batches_are_the_same(data_dir):
 @pytest.mark.parametrize("fits", [1, 2**31])
 @pytest.mark.parametrize("shapes", [{"image": (32, 32, 3)}, {"pixels": (28, 28, 1)}])
 def test_examples_of_another_shape_are_refused(data_dir, shapes, fits):
-    with pytest.raises(UserError, match=r"'mnist_subset' does not fit: .* found .*28×28×1"):
+    with pytest.raises(UserError, match=r"'mnist_subset' does not fit: .*28×28×1"):
         named_batches("mnist_subset", "test", data_dir, 30, shapes, fits=fits)
