@@ -383,7 +383,7 @@ def samples(runs: Runs) -> Figure:
         row[0].set_ylabel(target.replace("_", " "))
     steps, seed = runs[0].config["steps"], runs[0].config["seed"]
     fig.suptitle(
-        f"real (blue) and generated points (orange) over the critic, dark is low: "
+        f"real (blue) and generated points (orange) over the critic, dark is high: "
         f"after {steps:,} rounds, seed {seed}"
     )
     return fig
@@ -423,6 +423,8 @@ def distance(runs: Runs) -> Figure:
             column[2].set_ylim(bottom=0)
         else:
             column[2].set_axis_off()
+            column[1].tick_params(labelbottom=True)
+            column[1].set_xlabel("round")
             column[2].text(
                 0.5, 0.5, "(no modes)", transform=column[2].transAxes, ha="center"
             )
