@@ -20,8 +20,8 @@ from launch import app
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("repeats", 5, "Measurements of each, interleaved.", lower_bound=1)
 flags.DEFINE_integer("steps", 500, "Steps of a measurement.", lower_bound=10)
-flags.DEFINE_integer("width", 512, "loop: width of the network.", lower_bound=1)
-flags.DEFINE_integer("batch_size", 512, "loop: examples in a batch.", lower_bound=1)
+flags.DEFINE_integer("width", 384, "loop: width of the network.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 384, "loop: examples in a batch.", lower_bound=1)
 flags.DEFINE_string("data_dir", None, "Folder of the data sets (default: as for TFDS).")
 
 
