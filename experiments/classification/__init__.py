@@ -1,1 +1,1 @@
-"""Classification networks: normalisation, depth, augmentation, batch size."""
+"""Classification networks and what helps to train them."""

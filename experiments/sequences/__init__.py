@@ -1,1 +1,1 @@
-"""Sequences: temporal convolutions, recurrence, memory over long delays."""
+"""Sequences: memory over long delays in convolutional and recurrent networks."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-import pathlib
+import sys
 
 import processes
 import pytest
@@ -20,11 +20,10 @@ EIGHT = {
 def trained(tmp_path_factory, data_dir):
     """The folder in which `sharded` trained its cases on eight devices."""
     out = tmp_path_factory.mktemp("sharded")
-    script = pathlib.Path(sharded.__file__)
-    paths = [str(script.parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    paths = os.pathsep.join(filter(None, sys.path))
     result = processes.start_python(
-        script, out, data_dir, PYTHONPATH=os.pathsep.join(filter(None, paths)), **EIGHT
-    ).wait()
+        sharded.__file__, out, data_dir, PYTHONPATH=paths, **EIGHT
+    ).wait(600)
     assert result.code == 0, result.stderr
     return out
 
@@ -107,7 +106,9 @@ def test_the_command_trains_on_all_devices(trained, tmp_path, data_dir):
         (("--model_axis=0",), "--model_axis=0 does not divide 8 devices"),
     ],
 )
-def test_what_does_not_fit_the_devices_is_one_sentence(tmp_path, data_dir, flags, words):
+def test_what_does_not_fit_the_devices_is_one_sentence(
+    tmp_path, data_dir, flags, words
+):
     result = launch(data_dir, tmp_path, *flags)
     assert result.code == 2
     errors = [line for line in result.stderr.splitlines() if "error" in line.lower()]
