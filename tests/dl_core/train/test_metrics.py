@@ -37,7 +37,7 @@ def merged(parts):
     return functools.reduce(lambda a, b: a.merge(b), parts).compute()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(padded_batches())
 def test_mean_of_any_split(drawn):
     examples, batches = drawn
@@ -47,7 +47,7 @@ def test_mean_of_any_split(drawn):
     assert np.shape(found) == examples.shape[1:]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(padded_batches())
 def test_percentiles_of_any_split(drawn):
     examples, batches = drawn

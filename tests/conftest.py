@@ -1,0 +1,52 @@
+"""Options, type checking, and the data every test shares."""
+
+import os
+import pathlib
+import sys
+import tempfile
+import typing
+
+import jaxtyping
+import pytest
+
+# The folders beside this file are named like the packages, and would be taken for them.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+
+# Read when JAX is imported, here and in every process that the tests start.
+_cache = tempfile.TemporaryDirectory(prefix="jax-cache-")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# Nearly all of the time would go into optimising programs that run for milliseconds.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
+jaxtyping.install_import_hook(["dl_core", "experiments"], "typecheck.check")
+
+from dl_core.data import prepare  # noqa: E402
+from dl_core.data.batches import Batches  # noqa: E402
+
+typing.runtime_checkable(Batches)  # Else beartype cannot check who takes one.
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """The root of the data sets, `mnist_subset` prepared in it; for reading only."""
+    root = tmp_path_factory.mktemp("data")
+    prepare("mnist_subset", root, log=lambda line: None)
+    return root
