@@ -334,7 +334,7 @@ def _coerce(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         if isinstance(value, kind):
             return value
-        if value in kind.__members__:
+        if isinstance(value, str) and value in kind.__members__:
             return kind[value]
     elif choices := _choices(kind):
         if any(value == c and type(value) is type(c) for c in choices):

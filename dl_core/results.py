@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from dl_core.config import flatten
 from dl_core.files import read_json
-from dl_core.train.run_directory import Row, read_rows
+from dl_core.train.run_directory import Row, read_result, read_rows
 
 
 def figure(sweep: str) -> Callable[[Callable], Callable]:
@@ -46,7 +46,7 @@ class Run:
         """Reads a finished run from its directory."""
         config = flatten(read_json(folder / "config.json")["config"])
         rows = read_rows(folder / "metrics.jsonl")
-        return cls(config, rows, read_json(folder / "DONE"), folder)
+        return cls(config, rows, read_result(folder / "DONE"), folder)
 
     @property
     def diverged(self) -> bool:
@@ -122,12 +122,14 @@ class Runs(tuple[Run, ...]):
     ) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, "runs rows ..."]]:
         """Returns the steps and a metric's values in each run that did not diverge.
 
+        There are no steps if every run diverged.
+
         Raises:
-          KeyError: if no run has it.
+          KeyError: if a run never measured it.
         """
         series = [run.series(metric) for run in self if not run.diverged]
         if not series:
-            raise KeyError(f"every run diverged before {metric} could be compared")
+            return np.empty(0, int), np.empty((1, 0))
         return series[0][0], np.stack([values for _, values in series])
 
 

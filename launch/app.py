@@ -6,7 +6,10 @@ process.
 """
 
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
@@ -20,6 +23,12 @@ def fail(sentence: object, code: int = MISUSED) -> None:
     """Prints one sentence on standard error and leaves with the exit code `code`."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(code)
+
+
+def _report(failure: threading.ExceptHookArgs) -> None:
+    """Reports what ended a thread, unless the main thread will be told of it anyway."""
+    if not type(failure.thread).__module__.startswith("orbax"):
+        threading.__excepthook__(failure)
 
 
 def run(
@@ -41,13 +50,23 @@ def run(
         except (flags.Error, UserError) as error:
             fail(error)
 
+    threading.excepthook = _report
+
     def guarded(argv: Sequence[str]) -> int | None:
         # The libraries' running commentary is not the user's log.
         for library in ("absl", "jax"):
-            logging.getLogger(library).setLevel(logging.ERROR)
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         try:
-            return main(argv[1:])
+            code = main(argv[1:])
+            sys.stdout.flush()
+            return code
         except UserError as error:
             fail(error)
+        except BrokenPipeError:
+            # The reader has left (`… | head`); nothing is left to flush to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    except KeyboardInterrupt:
+        fail("interrupted", 128 + signal.SIGINT)

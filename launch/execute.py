@@ -135,9 +135,6 @@ def _guarded(
 
     try:
         return _execute(experiment, points, stop)
-    except LockedError as error:
-        say(f"error: {error}")
-        return ["locked"] * len(points)
     except UserError as error:
         say(f"error: {error}")
         return ["refused"] * len(points)
@@ -157,14 +154,20 @@ def _execute(
     from dl_core.train.run_directory import open_run
 
     with contextlib.ExitStack() as stack:
-        runs = [
-            stack.enter_context(open_run(path, experiment.name, config))
-            for path, config in points
-        ]
-        statuses = [run.result and run.result["status"] for run in runs]
-        for run in runs:
-            if run.result:
-                say(f"{run.path}: {run.result['text']} before; nothing to do")
+        runs, statuses = [], []
+        for path, config in points:
+            # One that cannot be opened does not keep the others from training.
+            run = status = None
+            try:
+                run = stack.enter_context(open_run(path, experiment.name, config))
+                if run.result:
+                    status = run.result["status"]
+                    say(f"{run.path}: {run.result['text']} before; nothing to do")
+            except UserError as error:
+                say(f"error: {error}")
+                status = "locked" if isinstance(error, LockedError) else "refused"
+            runs.append(run)
+            statuses.append(status)
         left = [i for i, status in enumerate(statuses) if status is None]
         if not left:
             return statuses

@@ -112,7 +112,7 @@ def chosen() -> tuple[Any, Any, dict[str, Any]]:
 def _scan(argv: Sequence[str]) -> dict[str, str]:
     """Returns the flags in a raw command line; the last of each counts."""
     given: dict[str, str] = {}
-    arguments = iter(argv[1:])
+    arguments = iter(FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=True))
     for argument in arguments:
         if argument == "--":
             break
@@ -149,7 +149,10 @@ def _base_config(experiment: Any, given: dict[str, str]) -> Any:
     from dl_core.config import flatten, replace
 
     saved = _saved(given["config"])
-    return replace(base, flatten(saved.get("config", saved)))
+    values = saved.get("config", saved)
+    if not isinstance(values, dict):
+        raise UserError(f"--config={given['config']} does not hold a config")
+    return replace(base, flatten(values))
 
 
 def _text(value: Any) -> str:

@@ -38,7 +38,9 @@ class Point:
         """Returns "done", "diverged", "running", "unfinished" or "missing"."""
         done = self.path / "DONE"
         if done.exists():
-            return read_json(done)["status"]
+            from dl_core.train.run_directory import read_result
+
+            return read_result(done)["status"]
         if not (self.path / "config.json").exists():
             return "missing"
         return "running" if is_locked(self.path) else "unfinished"

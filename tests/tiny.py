@@ -42,6 +42,7 @@ class Config(RunConfig):
     checkpoint_every: int = static(4, "Steps between checkpoints.", at_least=1)
     learning_rate: float = traced(0.05, "Step size.", above=0)
     nan_at: int = traced(-1, "Step at which the loss is not a number.")
+    break_at: int = traced(-1, "Step at which the state, not the loss, breaks.")
     width: int = static(6, "Inputs, and outputs.", at_least=1)
 
 
@@ -72,12 +73,17 @@ def data(config: Config, data_dir: Any) -> Data:
 
 def blur(config: Config, batch: Any, key: Any) -> Any:
     noise = jax.random.normal(key, batch["inputs"].shape)
-    return {**batch, "inputs": batch["inputs"] + 0.01 * noise}
+    return {**batch, "inputs": batch["inputs"] + 0.01 * noise, "noise": noise}
 
 
 def init(config: Config, key: jax.Array) -> TrainState:
     weights = jax.random.normal(key, (config.width, config.width))
-    return TrainState.create({"params": {"weights": weights}}, make_optimizer(config))
+    # Weakly typed, which it is no longer once it is saved and restored.
+    statistics = {"total": jnp.asarray(0.0)}
+    return TrainState.create(
+        {"params": {"weights": weights}, "statistics": statistics},
+        make_optimizer(config),
+    )
 
 
 def loss_of(weights: Any, batch: Any) -> jax.Array:
@@ -88,10 +94,17 @@ def train_step(config: Config, state: TrainState, batch: Any, key: jax.Array) ->
     TRACES["train_step"] += 1
     weights = state.params["weights"]
     loss, gradient = jax.value_and_grad(lambda w: loss_of(w, batch).mean())(weights)
-    gradient += 0.01 * jax.random.normal(key, gradient.shape)
+    noise = jax.random.normal(key, gradient.shape)
+    total = state.collections["statistics"]["total"] + loss
+    total = jnp.where(state.step == config.break_at, jnp.inf, total)
     loss = jnp.where(state.step == config.nan_at, jnp.nan, loss)
-    state = state.apply_gradients({"weights": gradient}, make_optimizer(config))
-    return state, {"loss": loss}
+    state = state.apply_gradients(
+        {"weights": gradient + 0.01 * noise},
+        make_optimizer(config),
+        {"statistics": {"total": total}},
+    )
+    chances = {"batch_noise": batch["noise"][0, 0], "step_noise": noise[0, 0]}
+    return state, {"loss": loss, **chances}
 
 
 def eval_step(config: Config, state: TrainState, batch: Any) -> dict[str, Any]:
@@ -164,10 +177,17 @@ def step_second(config: StagesConfig, state: Scaled, batch: Any, key: jax.Array)
         return loss_of(state.frozen * scale, batch).mean()
 
     loss, gradient = jax.value_and_grad(loss_fn)(state.scale)
+    chances = {
+        "batch_noise": batch["noise"][0, 0],
+        "step_noise": jax.random.normal(key),
+    }
     optimizer = optax.adam(config.learning_rate)
     updates, opt_state = optimizer.update(gradient, state.opt_state)
     scale = optax.apply_updates(state.scale, updates)
-    return Scaled(state.step + 1, state.frozen, scale, opt_state), {"loss": loss}
+    return Scaled(state.step + 1, state.frozen, scale, opt_state), {
+        "loss": loss,
+        **chances,
+    }
 
 
 def eval_second(config: StagesConfig, state: Scaled, batch: Any) -> dict[str, Mean]:

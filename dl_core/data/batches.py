@@ -46,6 +46,9 @@ class Batches(Protocol):
     def eval_inputs(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields the host's part of each evaluation batch, `mask` included."""
 
+    def close(self) -> None:
+        """Lets go of threads and processes that read ahead."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -169,6 +172,9 @@ class InMemory:
         for indices, mask in padded_order(self.size, self.batch_size):
             yield {"indices": indices, "mask": mask}
 
+    def close(self) -> None:
+        """Does nothing: nothing is read ahead."""
+
 
 class Generated:
     """Examples made on the device from a key: synthetic tasks of unlimited size.
@@ -201,6 +207,9 @@ class Generated:
         """Yields the number of each evaluation batch, and the mask."""
         for number in range(self.eval_batches):
             yield {"number": np.int32(number), "mask": np.float32(1)}
+
+    def close(self) -> None:
+        """Does nothing: nothing is read ahead."""
 
 
 class Streamed:

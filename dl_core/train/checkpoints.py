@@ -4,6 +4,9 @@ A step counts as saved only once all of it is on the disk; what a killed or fail
 left behind is ignored and cleaned up.
 """
 
+import contextlib
+import errno
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -91,7 +94,8 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            raise ValueError(f"checkpoint {step} cannot be read: {error}") from error
+            reason = _first_words(error)
+            raise ValueError(f"checkpoint {step} cannot be read: {reason}") from error
         state = jax.block_until_ready(restored["state"])
         return state, restored["about"]
 
@@ -114,16 +118,30 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
-        if self._opened is not None:
-            self.wait()
-            self._opened.close()
-            self._opened = None
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            try:
+                opened.wait_until_finished()
+            except Exception as error:
+                raise self._failed(error) from error
+            finally:
+                # Lets its threads end; what failed has been said.
+                with contextlib.suppress(Exception):
+                    opened.close()
 
     def _failed(self, error: Exception) -> SaveError:
         kept = [int(p.name) for p in self._folder.iterdir() if p.name.isdigit()]
         last = f"that of step {max(kept)}" if kept else "none"
-        reason = str(error).strip().splitlines()[0]
         return SaveError(
-            f"a checkpoint in {self._folder} could not be written ({reason}); "
-            f"the last good one is {last}"
+            f"a checkpoint in {self._folder} could not be written "
+            f"({_first_words(error)}); the last good one is {last}"
         )
+
+
+def _first_words(error: Exception) -> str:
+    """Returns the beginning of an error's text; Orbax's can be very long."""
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):
+        return full
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else line[:200] + "…"

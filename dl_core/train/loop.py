@@ -5,6 +5,7 @@ It trains one run, or several runs at once that differ only in traced fields and
 resumes: a run that was killed gives the same bits as one that was not.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -107,7 +108,8 @@ class _Training:
             disable=not self.options.progress,
             dynamic_ncols=True,
         )
-        with self.bar:
+        with self.bar, contextlib.ExitStack() as closing:
+            closing.callback(self._close_data)
             for index in range(stage_index, len(self.experiment.stages)):
                 restored = step > 0 and index == stage_index
                 state = self._stage(index, state, restored)
@@ -370,6 +372,12 @@ class _Training:
         state = jax.tree.map(lambda *xs: np.stack(xs), *states)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         return jax.device_put(state, shardings), [about for _, about in read]
+
+    def _close_data(self) -> None:
+        """Ends the reading of streamed data, of all stages."""
+        for data in self.data.values():
+            for batches in (data.train, *data.evaluation.values()):
+                batches.close()
 
     def _data(self, index: int) -> Data:
         if index not in self.data:

@@ -43,7 +43,7 @@ class RunDirectory:
     def result(self) -> dict[str, Any] | None:
         """What `DONE` holds; None while there is something left to do."""
         done = self.path / "DONE"
-        return read_json(done) if done.exists() else None
+        return read_result(done) if done.exists() else None
 
     def rows(self) -> list[Row]:
         """Returns the rows of metrics so far."""
@@ -123,6 +123,8 @@ def open_run(
         saved = path / "config.json"
         if saved.exists():
             found = read_json(saved)
+            if not isinstance(found, dict):
+                raise UserError(f"{saved} is damaged: it holds no config")
             if found != wanted:
                 changed = "; ".join(differences(found, wanted))
                 raise UserError(
@@ -136,6 +138,18 @@ def open_run(
             yield run
         finally:
             run.stop()
+
+
+def read_result(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a run's `DONE`.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    result = read_json(path)
+    if not isinstance(result, dict) or not {"status", "text", "metrics"} <= set(result):
+        raise UserError(f"{path} is damaged: remove it, and the run is finished again")
+    return result
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:

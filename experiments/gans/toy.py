@@ -76,7 +76,9 @@ class Optimizer:
 class Config(RunConfig):
     """Settings of the experiment; a step is a round of updates of both networks."""
 
-    steps: int = static(5_000, "Rounds: critic updates, then one of the generator.")
+    steps: int = static(
+        5_000, "Rounds: critic updates, then one of the generator.", at_least=1
+    )
     batch_size: int = static(128, "Points in a batch of each update.", at_least=1)
     eval_every: int = static(250, "Rounds between evaluations.", at_least=1)
     checkpoint_every: int = static(2_500, "Rounds between checkpoints.", at_least=1)

@@ -151,8 +151,8 @@ def test_table_groups_seeds_and_counts_what_diverged():
     assert text_of(rows[0].replace("<wbr>", "")) == (
         "model.normalization optimizer.learning_rate test/accuracy seeds diverged"
     )
-    assert cells[1] == ["none", "0.1", "0.01 ± 0.014", "3", "1"]
-    assert cells[2] == ["none", "1", "0.04 ± 0.01", "3", "0"]
+    assert cells[1] == ["none", "0.1", "0.010 ± 0.014", "3", "1"]
+    assert cells[2] == ["none", "1", "0.040 ± 0.010", "3", "0"]
     assert len(rows) == 1 + len(found["runs"]) // 3
 
 

@@ -188,12 +188,24 @@ def test_seed_and_rate_change_the_numbers(finished, tmp_path):
     assert len(texts) == 3
 
 
+def test_no_two_steps_draw_the_same_numbers(tmp_path):
+    drawn = []
+    for seed in range(2):
+        changes = {"seed": seed, "log_every": 1}
+        config = replace(StagesConfig(), changes)
+        train(IN_STAGES, {tmp_path / str(seed): config})
+        for row in read_rows(tmp_path / str(seed) / "metrics.jsonl"):
+            if "train/loss" in row:
+                drawn += [row["train/batch_noise"], row["train/step_noise"]]
+    assert len(set(drawn)) == len(drawn) == 2 * 2 * 11
+
+
 def test_a_program_is_not_compiled_again_for_another_point(tmp_path):
     config = replace(tiny.Config(), {"width": 3})
     before = tiny.TRACES["train_step"]
     train(TINY, {tmp_path / "first": config})
     after_first = tiny.TRACES["train_step"]
-    assert after_first > before
+    assert after_first == before + 1
     for number in range(3):
         changes = {"seed": number + 1, "learning_rate": 0.01 * (number + 1)}
         train(TINY, {tmp_path / str(number): replace(config, changes)})
@@ -316,6 +328,15 @@ def test_divergence_between_rows_is_noticed(tmp_path):
     changes = {"nan_at": 2, "log_every": 6, "eval_every": 6, "checkpoint_every": 6}
     (outcome,) = train(TINY, {tmp_path: replace(tiny.Config(), changes)})
     assert (outcome.status, outcome.step) == (loop.DIVERGED, 3)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    changes = {"break_at": 5, "checkpoint_every": 3, "eval_every": 12}
+    (outcome,) = train(TINY, {tmp_path: replace(tiny.Config(), changes)})
+    assert (outcome.status, outcome.step) == (loop.DIVERGED, 6)
+    assert "state is not finite at step 6" in outcome.text
+    assert "last good checkpoint is step 3" in outcome.text
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"3"}
 
 
 def test_of_runs_together_only_the_diverging_one_ends(tmp_path, apart):
@@ -486,6 +507,18 @@ def test_going_back_is_told_in_one_sentence(stopped, tmp_path):
     assert len(told) < 400
     assert "\n" not in told
     assert resumed == "resuming at step 8 (train)"
+
+
+def test_a_damaged_checkpoint_is_replaced(finished, stopped, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    (folder / "checkpoints/10/state/manifest.ocdbt").write_bytes(b"")
+    (outcome,) = train(TINY, {folder: tiny.Config()}, After(2))
+    assert outcome.step == 10
+    said = []
+    train(TINY, {folder: tiny.Config()}, said=said)
+    assert said == ["resuming at step 10 (train)"]
+    tiny.assert_same_bits(TINY, folder, finished["one stage"], tiny.Config())
 
 
 def test_a_damaged_checkpoint_of_one_of_several_runs(tmp_path, apart):
