@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import ctypes
+import functools
 import os
 import shlex
 import signal
@@ -161,7 +162,7 @@ def _start(point: Point, slot: int, slots: int, log) -> subprocess.Popen:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=_environment(slot, slots),
-            preexec_fn=_end_with_parent,
+            preexec_fn=functools.partial(_end_with_parent, os.getpid()),
         )
 
 
@@ -194,10 +195,12 @@ def _visible_gpus() -> list[str]:
     return []
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Has the kernel send SIGTERM to this child when its parent dies (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # It died before it could be asked for.
+        os._exit(128 + signal.SIGTERM)
 
 
 def _ended(point: Point, code: int) -> str:
