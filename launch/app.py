@@ -27,8 +27,21 @@ def fail(sentence: object, code: int = MISUSED) -> None:
 
 def _report(failure: threading.ExceptHookArgs) -> None:
     """Reports what ended a thread, unless the main thread will be told of it anyway."""
-    if not type(failure.thread).__module__.startswith("orbax"):
+    writers = ("orbax", "tensorboardX")
+    if not type(failure.thread).__module__.startswith(writers):
         threading.__excepthook__(failure)
+
+
+def _report_error(kind, error, trace) -> None:
+    """Reports an error, but for a failed save's reads that outlive their event loop."""
+    if "Event loop is closed" not in str(error):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _report_unraisable(failure) -> None:
+    """Reports what cannot be raised, with the same exception."""
+    if "Event loop is closed" not in str(failure.exc_value):
+        sys.__unraisablehook__(failure)
 
 
 def run(
@@ -51,6 +64,7 @@ def run(
             fail(error)
 
     threading.excepthook = _report
+    sys.excepthook, sys.unraisablehook = _report_error, _report_unraisable
 
     def guarded(argv: Sequence[str]) -> int | None:
         # The libraries' running commentary is not the user's log.
