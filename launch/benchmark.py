@@ -1,8 +1,9 @@
-"""Measures speed, each ratio within one run: python -m launch.benchmark loop|vmap
+"""Measures speed, each ratio within one run: python -m launch.benchmark NAME
 
 loop   the training loop against a bare hand-written JAX loop on the same step, which
        takes about 10 ms on two cores (change it with --width and --batch_size)
 vmap   16 points of gans.toy trained all at once against the same points in turn
+conv   convolutions of every kind against torch, and inside a loop against outside
 """
 
 import contextlib
@@ -27,11 +28,12 @@ flags.DEFINE_string("data_dir", None, "Folder of the data sets (default: as for 
 
 def main(args: list[str]) -> None:
     """Runs the benchmark that the argument names."""
-    benchmarks = {"loop": loop, "vmap": vmap}
+    benchmarks = {"loop": loop, "vmap": vmap, "conv": conv}
     if len(args) != 1 or args[0] not in benchmarks:
         given = " ".join(args)
         raise UserError(
-            f"give one of loop, vmap, not {given!r}{nearest(given, benchmarks)}"
+            f"give one of {', '.join(benchmarks)}, not {given!r}"
+            f"{nearest(given, benchmarks)}"
         )
     benchmarks[args[0]]()
 
@@ -111,6 +113,13 @@ def vmap() -> None:
     pairs = zip(*measured.values(), strict=True)
     ratios = [in_turn / at_once for in_turn, at_once in pairs]
     print(f"in turn / at once: {statistics.median(ratios):.2f} {_range(ratios)}")
+
+
+def conv() -> None:
+    """Prints torch's time over ours for convolutions of every kind."""
+    from launch import benchmark_conv
+
+    benchmark_conv.run(FLAGS.repeats)
 
 
 def _train(experiment, configs, *, together: bool) -> float:

@@ -1,0 +1,1 @@
+"""Flax Linen layers that more than one experiment uses."""

@@ -1,0 +1,349 @@
+"""Ways to compute a convolution: the same numbers, chosen by backend and shape.
+
+    xla       the compiler's own convolution; what accelerators use
+    patches   the windows laid out as rows of a matrix, times the kernel as a matrix
+    shifts    the sum over taps of a shifted input times that tap's weights; for
+              depthwise convolutions
+    auto      on CPUs what was measured to be fastest for the shape; elsewhere xla
+
+On CPUs XLA (0.10) computes grouped convolutions, transposed ones and the gradient with
+respect to a kernel several times slower than it multiplies matrices, and every
+convolution inside a loop (jax#12868). So there a transposed convolution is one ordinary
+convolution for all its phases at once, whose channels are then laid out in space (the
+polyphase form), and a kernel's gradient is summed over slices of the batch, a few at a
+time, so that their patches stay in the cache. `python -m launch.benchmark conv`
+measures it against torch.
+
+All but "xla" have a backward pass of their own, made of the same pieces: gradients of
+any order, but no forward-mode ones.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Lowering = Literal["auto", "xla", "patches", "shifts"]
+
+_CHUNK = 2**21
+"""Bytes of patches that are made at once; about what a core's cache holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The numbers of a convolution that are not in its arrays, one a dimension."""
+
+    spatial: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """How far the dilated window reaches."""
+        pairs = zip(self.window, self.dilation, strict=True)
+        return tuple(d * (k - 1) + 1 for k, d in pairs)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The spatial dimensions of the output."""
+        sizes = zip(self.spatial, self.padding, self.extent, self.stride, strict=True)
+        return tuple((n + sum(p) - e) // s + 1 for n, p, e, s in sizes)
+
+    @property
+    def taps(self) -> int:
+        """The number of taps of the window."""
+        return math.prod(self.window)
+
+
+def conv(x: Array, kernel: Array, geometry: Geometry, lowering: Lowering) -> Array:
+    """Returns the convolution; see `dl_core.ops.conv.conv`."""
+    forward = _choose(x.shape, kernel.shape, geometry, lowering)
+    if lowering == "xla" or (lowering == "auto" and jax.default_backend() != "cpu"):
+        return _xla(x, kernel, geometry)
+    return _conv(geometry, forward, x, kernel)
+
+
+def conv_transpose(
+    x: Array, kernel: Array, geometry: Geometry, lowering: Lowering
+) -> Array:
+    """Returns the transposed convolution; see `dl_core.ops.conv.conv_transpose`.
+
+    Args:
+      x: the input, of spatial dimensions `geometry.outputs`.
+      kernel: a window for each input channel and each output channel of a group.
+      geometry: of the convolution of which this is the transpose.
+      lowering: how.
+    """
+    if lowering == "auto" and jax.default_backend() != "cpu":
+        lowering = "xla"
+    dense = all(d == 1 for d in geometry.dilation)
+    if lowering == "xla" or not (dense or all(s == 1 for s in geometry.stride)):
+        return _xla_transpose(x, kernel, geometry)
+    if all(s == 1 for s in geometry.stride):
+        return _stride_one_transpose(x, kernel, geometry, lowering)
+    return _polyphase_transpose(x, kernel, geometry, lowering)
+
+
+def _choose(
+    shape: tuple[int, ...],
+    kernel_shape: tuple[int, ...],
+    geometry: Geometry,
+    lowering: Lowering,
+) -> Lowering:
+    if lowering != "auto":
+        return lowering
+    if geometry.groups > 1 and math.prod(kernel_shape[-2:]) <= 4 * geometry.groups:
+        return "shifts"
+    small = geometry.taps * shape[-1] <= 32
+    large = min(kernel_shape[-2:]) >= 128
+    return "patches" if geometry.taps == 1 or small or large else "xla"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv(geometry: Geometry, forward: Lowering, x: Array, kernel: Array) -> Array:
+    ways = {"xla": _xla_by_group, "patches": _patches_times_kernel, "shifts": _shifts}
+    return ways[forward](x, kernel, geometry)
+
+
+def _conv_forward(geometry, forward, x, kernel):
+    return _conv(geometry, forward, x, kernel), (x, kernel)
+
+
+def _conv_backward(geometry, forward, saved, cotangent):
+    x, kernel = saved
+    # In a loop "patches" has to stay free of XLA's convolutions.
+    lowering = "patches" if forward == "patches" else "auto"
+    dx = conv_transpose(cotangent, kernel.swapaxes(-1, -2), geometry, lowering)
+    by = _shifts_gradient if forward == "shifts" else _patches_gradient
+    return dx, by(x, cotangent, geometry)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _by_group(kernel: Array, groups: int) -> Array:
+    """Turns a kernel "*window in out/groups" into "*window in/groups out"."""
+    *window, ins, outs = kernel.shape
+    kernel = kernel.reshape(*window, groups, ins // groups, outs)
+    return jnp.moveaxis(kernel, -3, -2).reshape(*window, ins // groups, groups * outs)
+
+
+def _numbers(rank: int) -> tuple[str, str, str]:
+    letters = "HWD"[:rank]
+    return f"N{letters}C", f"{letters}IO", f"N{letters}C"
+
+
+def _xla(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.stride,
+        geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_numbers(len(geometry.window)),
+        feature_group_count=geometry.groups,
+    )
+
+
+def _xla_by_group(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Computes each group by itself, since XLA's grouped convolutions are slow."""
+    groups = geometry.groups
+    one = dataclasses.replace(geometry, groups=1)
+    inputs, kernels = jnp.split(x, groups, -1), jnp.split(kernel, groups, -1)
+    parts = [_xla(a, b, one) for a, b in zip(inputs, kernels, strict=True)]
+    return jnp.concatenate(parts, -1) if groups > 1 else parts[0]
+
+
+def _full_padding(geometry: Geometry) -> tuple[tuple[int, int], ...]:
+    """The padding under which a flipped window, at stride 1, gives the transpose."""
+    pads = []
+    for n, o, s, e, p in zip(
+        geometry.spatial,
+        geometry.outputs,
+        geometry.stride,
+        geometry.extent,
+        geometry.padding,
+        strict=True,
+    ):
+        low = e - 1 - p[0]
+        pads.append((low, n + e - 1 - ((o - 1) * s + 1) - low))
+    return tuple(pads)
+
+
+def _xla_transpose(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    rank = len(geometry.window)
+    return jax.lax.conv_general_dilated(
+        x,
+        _by_group(jnp.flip(kernel, range(rank)), geometry.groups),
+        (1,) * rank,
+        _full_padding(geometry),
+        lhs_dilation=geometry.stride,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_numbers(rank),
+        feature_group_count=geometry.groups,
+    )
+
+
+def _stride_one_transpose(
+    x: Array, kernel: Array, geometry: Geometry, lowering: Lowering
+) -> Array:
+    pads = _full_padding(geometry)
+    flipped = jnp.flip(kernel, range(len(geometry.window)))
+    # Padding that the convolution had beyond its window's reach cuts the result.
+    cut = [(max(-low, 0), max(-high, 0)) for low, high in pads]
+    x = x[
+        (
+            slice(None),
+            *(slice(a, n - b) for (a, b), n in zip(cut, x.shape[1:-1], strict=True)),
+        )
+    ]
+    pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
+    ones = (1,) * len(pads)
+    swapped = dataclasses.replace(
+        geometry, spatial=x.shape[1:-1], stride=ones, padding=pads
+    )
+    return conv(x, _by_group(flipped, geometry.groups), swapped, lowering)
+
+
+def _polyphase_transpose(
+    x: Array, kernel: Array, geometry: Geometry, lowering: Lowering
+) -> Array:
+    """Computes all phases of the output, by position modulo stride, as channels.
+
+    Phase r takes the taps r, r + s, r + 2s, … of the window, at stride 1.
+    """
+    rank, groups, stride = len(geometry.window), geometry.groups, geometry.stride
+    *window, ins, outs = kernel.shape
+    counts = [-(-k // s) for k, s in zip(window, stride, strict=True)]
+    pads = [(0, c * s - k) for c, s, k in zip(counts, stride, window, strict=True)]
+    kernel = jnp.pad(kernel, (*pads, (0, 0), (0, 0)))
+    # (count, phase) of each dimension, then "counts in out/groups phases".
+    pairs = [n for pair in zip(counts, stride, strict=True) for n in pair]
+    kernel = kernel.reshape(*pairs, ins, outs)
+    order = (*range(0, 2 * rank, 2), 2 * rank, *range(1, 2 * rank, 2), 2 * rank + 1)
+    kernel = jnp.flip(kernel.transpose(order), range(rank))
+    kernel = kernel.reshape(*counts, ins, math.prod(stride) * outs)
+    phases = Geometry(
+        spatial=x.shape[1:-1],
+        window=tuple(counts),
+        stride=(1,) * rank,
+        padding=tuple((c - 1, c - 1) for c in counts),
+        dilation=(1,) * rank,
+        groups=groups,
+    )
+    y = conv(x, _by_group(kernel, groups), phases, lowering)
+    places = y.shape[1:-1]
+    y = y.reshape(len(x), *places, groups, *stride, outs)
+    order = [n for i in range(rank) for n in (1 + i, 2 + rank + i)]
+    y = y.transpose(0, *order, 1 + rank, 2 + 2 * rank)
+    sizes = [n * s for n, s in zip(places, stride, strict=True)]
+    y = y.reshape(len(x), *sizes, groups * outs)
+    starts = [low for low, _ in geometry.padding]
+    ends = [
+        max(low + n - size, 0)
+        for low, n, size in zip(starts, geometry.spatial, sizes, strict=True)
+    ]
+    y = jnp.pad(y, ((0, 0), *((0, end) for end in ends), (0, 0)))
+    crop = (slice(a, a + n) for a, n in zip(starts, geometry.spatial, strict=True))
+    return y[(slice(None), *crop)]
+
+
+def _shifted(x: Array, geometry: Geometry) -> list[Array]:
+    """Returns for each tap what it sees: "batch *outputs in"."""
+    if any(sum(p) for p in geometry.padding):
+        x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+    views = []
+    for tap in np.ndindex(*geometry.window):
+        starts = [t * d for t, d in zip(tap, geometry.dilation, strict=True)]
+        ends = [
+            a + (o - 1) * s + 1
+            for a, o, s in zip(starts, geometry.outputs, geometry.stride, strict=True)
+        ]
+        views.append(
+            jax.lax.slice(
+                x,
+                (0, *starts, 0),
+                (x.shape[0], *ends, x.shape[-1]),
+                (1, *geometry.stride, 1),
+            )
+        )
+    return views
+
+
+def _patches(x: Array, geometry: Geometry) -> Float[Array, "groups positions taps_in"]:
+    groups = geometry.groups
+    views = [
+        v.reshape(-1, groups, v.shape[-1] // groups) for v in _shifted(x, geometry)
+    ]
+    return jnp.concatenate(views, axis=-1).swapaxes(0, 1)
+
+
+def _patches_times_kernel(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    groups, outs = geometry.groups, kernel.shape[-1]
+    rows = _patches(x, geometry)
+    columns = kernel.reshape(-1, groups, outs // groups).swapaxes(0, 1)
+    y = (rows @ columns).swapaxes(0, 1)
+    return y.reshape(len(x), *geometry.outputs, outs)
+
+
+def _patches_gradient(x: Array, cotangent: Array, geometry: Geometry) -> Array:
+    """Returns the gradient with respect to the kernel."""
+    groups, outs = geometry.groups, cotangent.shape[-1]
+
+    def of(x, cotangent):
+        columns = cotangent.reshape(-1, groups, outs // groups).swapaxes(0, 1)
+        return _patches(x, geometry).swapaxes(1, 2) @ columns
+
+    def add(total, parts):
+        return total + of(*parts), None
+
+    size = 4 * geometry.taps * math.prod(geometry.outputs) * x.shape[-1]
+    count = _divisor(len(x), max(1, _CHUNK // size))
+    if count == len(x):
+        total = of(x, cotangent)
+    else:
+        parts = jax.tree.map(
+            lambda a: a.reshape(-1, count, *a.shape[1:]), (x, cotangent)
+        )
+        shape = groups, geometry.taps * x.shape[-1] // groups, outs // groups
+        total, _ = jax.lax.scan(add, jnp.zeros(shape, cotangent.dtype), parts)
+    return total.swapaxes(0, 1).reshape(*geometry.window, -1, outs)
+
+
+def _divisor(number: int, limit: int) -> int:
+    """Returns the largest divisor of a number that is not above a limit."""
+    return next(n for n in range(min(limit, number), 0, -1) if number % n == 0)
+
+
+def _shifts(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    groups, outs = geometry.groups, kernel.shape[-1]
+    weights = kernel.reshape(geometry.taps, -1, groups, outs // groups)
+    terms = [
+        view.reshape(*view.shape[:-1], groups, -1)[..., i, None] * weights[tap, i]
+        for tap, view in enumerate(_shifted(x, geometry))
+        for i in range(weights.shape[1])
+    ]
+    return sum(terms).reshape(len(x), *geometry.outputs, outs)
+
+
+def _shifts_gradient(x: Array, cotangent: Array, geometry: Geometry) -> Array:
+    """Returns the gradient with respect to the kernel."""
+    groups, outs = geometry.groups, cotangent.shape[-1]
+    split = cotangent.reshape(*cotangent.shape[:-1], 1, groups, outs // groups)
+    axes = tuple(range(1, x.ndim - 1))
+
+    def total(view):
+        view = view.reshape(*view.shape[:-1], groups, -1).swapaxes(-1, -2)[..., None]
+        # In two steps, of which the first can be shared among threads.
+        return jax.lax.optimization_barrier(jnp.sum(view * split, axes)).sum(0)
+
+    sums = jnp.stack([total(view) for view in _shifted(x, geometry)])
+    return sums.reshape(*geometry.window, -1, outs)
