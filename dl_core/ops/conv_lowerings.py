@@ -4,7 +4,8 @@
     patches   the windows laid out as rows of a matrix, times the kernel as a matrix
     shifts    the sum over taps of a shifted input times that tap's weights; for
               depthwise convolutions
-    auto      on CPUs what was measured to be fastest for the shape; elsewhere xla
+    auto      on CPUs what was measured to be fastest for the shape (several groups one
+              by one, too); elsewhere xla
 
 On CPUs XLA (0.10) computes grouped convolutions, transposed ones and the gradient with
 respect to a kernel several times slower than it multiplies matrices, and every
@@ -21,6 +22,7 @@ any order, but no forward-mode ones.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -65,9 +67,11 @@ class Geometry:
 
 def conv(x: Array, kernel: Array, geometry: Geometry, lowering: Lowering) -> Array:
     """Returns the convolution; see `dl_core.ops.conv.conv`."""
-    forward = _choose(x.shape, kernel.shape, geometry, lowering)
+    forward = _choose(x.shape[-1], kernel, geometry, lowering)
     if lowering == "xla" or (lowering == "auto" and jax.default_backend() != "cpu"):
         return _xla(x, kernel, geometry)
+    if forward == "groups":
+        return _each_group(conv, x, kernel, geometry)
     return _conv(geometry, forward, x, kernel)
 
 
@@ -84,6 +88,8 @@ def conv_transpose(
     """
     if lowering == "auto" and jax.default_backend() != "cpu":
         lowering = "xla"
+    if _choose(x.shape[-1], kernel, geometry, lowering) == "groups":
+        return _each_group(conv_transpose, x, kernel, geometry)
     dense = all(d == 1 for d in geometry.dilation)
     if lowering == "xla" or not (dense or all(s == 1 for s in geometry.stride)):
         return _xla_transpose(x, kernel, geometry)
@@ -93,23 +99,22 @@ def conv_transpose(
 
 
 def _choose(
-    shape: tuple[int, ...],
-    kernel_shape: tuple[int, ...],
-    geometry: Geometry,
-    lowering: Lowering,
-) -> Lowering:
+    channels: int, kernel: Array, geometry: Geometry, lowering: Lowering
+) -> str:
+    """Returns what "auto" means for a shape on CPUs; "groups" is one by one."""
+    groups, taps = geometry.groups, geometry.taps
     if lowering != "auto":
         return lowering
-    if geometry.groups > 1 and math.prod(kernel_shape[-2:]) <= 4 * geometry.groups:
-        return "shifts"
-    small = geometry.taps * shape[-1] <= 32
-    large = min(kernel_shape[-2:]) >= 128
-    return "patches" if geometry.taps == 1 or small or large else "xla"
+    if groups > 1:
+        tiny = math.prod(kernel.shape[-2:]) <= 4 * groups  # Channels in × out, each.
+        return "shifts" if tiny else "groups" if groups <= 16 else "patches"
+    large = min(kernel.shape[-2:]) >= 128
+    return "patches" if taps == 1 or taps * channels <= 32 or large else "xla"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv(geometry: Geometry, forward: Lowering, x: Array, kernel: Array) -> Array:
-    ways = {"xla": _xla_by_group, "patches": _patches_times_kernel, "shifts": _shifts}
+    ways = {"xla": _xla, "patches": _patches_times_kernel, "shifts": _shifts}
     return ways[forward](x, kernel, geometry)
 
 
@@ -153,13 +158,17 @@ def _xla(x: Array, kernel: Array, geometry: Geometry) -> Array:
     )
 
 
-def _xla_by_group(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Computes each group by itself, since XLA's grouped convolutions are slow."""
+def _each_group(
+    function: Callable[..., Array], x: Array, kernel: Array, geometry: Geometry
+) -> Array:
+    """Computes each group by itself: XLA's own way with several is slow on CPUs."""
     groups = geometry.groups
     one = dataclasses.replace(geometry, groups=1)
-    inputs, kernels = jnp.split(x, groups, -1), jnp.split(kernel, groups, -1)
-    parts = [_xla(a, b, one) for a, b in zip(inputs, kernels, strict=True)]
-    return jnp.concatenate(parts, -1) if groups > 1 else parts[0]
+    inputs = jnp.split(x, groups, -1)
+    # The input channels of a transposed kernel are of all groups, else the output's.
+    kernels = jnp.split(kernel, groups, -2 if function is conv_transpose else -1)
+    parts = [function(*pair, one, "auto") for pair in zip(inputs, kernels, strict=True)]
+    return jnp.concatenate(parts, -1)
 
 
 def _full_padding(geometry: Geometry) -> tuple[tuple[int, int], ...]:
