@@ -1,0 +1,1 @@
+"""Convolution, its arithmetic, and what is built of it."""
