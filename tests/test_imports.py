@@ -87,7 +87,7 @@ def test_flags_are_launchs_alone(part):
 @pytest.mark.parametrize("part", ROOTS)
 def test_nothing_imports_the_tests_or_their_tools(part):
     tools = ("beartype", "hypothesis", "psutil", "pytest", "tests", "torch")
-    tools += ("albumentations", "e2cnn", "kornia", "onnx", "onnxruntime", "sklearn")
+    tools += ("e2cnn", "kornia", "onnx", "onnxruntime", "sklearn")
     # What the benchmark measures against; it says so where torch is missing.
     allowed = {
         f"launch.benchmark_conv imports torch{x}" for x in ("", ".nn.functional")
