@@ -7,7 +7,9 @@ SeparableConv   depthwise, then 1×1 (Chollet, "Xception", 2017; MobileNet v1)
 ConvTranspose   torch's convention, any stride, padding and output padding
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY
+from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -17,11 +19,37 @@ from dl_core.ops.conv import Padding, Sizes
 from dl_core.ops.conv_lowerings import Lowering
 
 Initializer = nn.initializers.Initializer
-_KERNEL_INIT = nn.linear.default_kernel_init
-_ZEROS = nn.initializers.zeros_init()
 
 
-class Conv(nn.Module):
+class ConvLayer(nn.Module, kw_only=True):
+    """What all layers of the family have; see `dl_core.ops.conv` for the numbers."""
+
+    stride: Sizes = 1
+    dilation: Sizes = 1
+    use_bias: bool = True
+    kernel_init: Initializer = nn.linear.default_kernel_init
+    bias_init: Initializer = nn.initializers.zeros_init()
+    lowering: Lowering = "auto"
+
+    def biased(self, y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Returns `y` plus a bias for each of its last dimension, if there is one."""
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", self.bias_init, y.shape[-1:])
+
+    def convolve(self, function: Callable, x: Array, *args: Any, **more: Any) -> Array:
+        """Returns what a convolution makes of `x` with the numbers of this layer."""
+        return function(
+            x,
+            *args,
+            stride=self.stride,
+            dilation=self.dilation,
+            lowering=self.lowering,
+            **more,
+        )
+
+
+class Conv(ConvLayer):
     """A convolution with a bias: see `dl_core.ops.conv.conv` for the arguments.
 
     The parameters are named and shaped as those of `flax.linen.Conv`.
@@ -31,14 +59,9 @@ class Conv(nn.Module):
     """Output channels."""
     kernel_size: Sizes
     """Taps of the window in each spatial dimension."""
-    stride: Sizes = 1
+    _: KW_ONLY
     padding: Padding = "same"
-    dilation: Sizes = 1
     groups: int = 1
-    use_bias: bool = True
-    kernel_init: Initializer = _KERNEL_INIT
-    bias_init: Initializer = _ZEROS
-    lowering: Lowering = "auto"
 
     @nn.compact
     def __call__(
@@ -56,19 +79,12 @@ class Conv(nn.Module):
             )
         window = _window(self.kernel_size, x)
         shape = (*window, x.shape[-1] // self.groups, self.features)
-        y = ops.conv(
-            x,
-            self.param("kernel", self.kernel_init, shape),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            lowering=self.lowering,
-        )
-        return _biased(self, y, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        y = self.convolve(ops.conv, x, kernel, padding=self.padding, groups=self.groups)
+        return self.biased(y)
 
 
-class DepthwiseConv(nn.Module):
+class DepthwiseConv(ConvLayer):
     """A convolution of each channel by itself, with `multiplier` windows each.
 
     Output channels are ordered by input channel.
@@ -76,13 +92,8 @@ class DepthwiseConv(nn.Module):
 
     kernel_size: Sizes
     multiplier: int = 1
-    stride: Sizes = 1
+    _: KW_ONLY
     padding: Padding = "same"
-    dilation: Sizes = 1
-    use_bias: bool = True
-    kernel_init: Initializer = _KERNEL_INIT
-    bias_init: Initializer = _ZEROS
-    lowering: Lowering = "auto"
 
     @nn.compact
     def __call__(
@@ -93,35 +104,23 @@ class DepthwiseConv(nn.Module):
         Raises:
           ValueError: if the shapes and numbers do not fit each other.
         """
-        features = x.shape[-1] * self.multiplier
-        y = ops.conv(
-            x,
-            self.param(
-                "kernel", self.kernel_init, (*_window(self.kernel_size, x), 1, features)
-            ),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=x.shape[-1],
-            lowering=self.lowering,
+        channels = x.shape[-1]
+        shape = (*_window(self.kernel_size, x), 1, channels * self.multiplier)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return self.biased(
+            self.convolve(ops.conv, x, kernel, padding=self.padding, groups=channels)
         )
-        return _biased(self, y, features)
 
 
-class SeparableConv(nn.Module):
+class SeparableConv(ConvLayer):
     """A depthwise convolution without a bias, then a 1×1 convolution over channels."""
 
     features: int
     """Output channels."""
     kernel_size: Sizes
     multiplier: int = 1
-    stride: Sizes = 1
+    _: KW_ONLY
     padding: Padding = "same"
-    dilation: Sizes = 1
-    use_bias: bool = True
-    kernel_init: Initializer = _KERNEL_INIT
-    bias_init: Initializer = _ZEROS
-    lowering: Lowering = "auto"
 
     @nn.compact
     def __call__(
@@ -135,9 +134,9 @@ class SeparableConv(nn.Module):
         x = DepthwiseConv(
             self.kernel_size,
             self.multiplier,
-            self.stride,
-            self.padding,
-            self.dilation,
+            padding=self.padding,
+            stride=self.stride,
+            dilation=self.dilation,
             use_bias=False,
             kernel_init=self.kernel_init,
             lowering=self.lowering,
@@ -154,21 +153,16 @@ class SeparableConv(nn.Module):
         )(x)
 
 
-class ConvTranspose(nn.Module):
+class ConvTranspose(ConvLayer):
     """A transposed convolution with a bias: see `dl_core.ops.conv.conv_transpose`."""
 
     features: int
     """Output channels."""
     kernel_size: Sizes
-    stride: Sizes = 1
+    _: KW_ONLY
     padding: str | Sizes | Sequence[tuple[int, int]] = 0
     output_padding: Sizes = 0
-    dilation: Sizes = 1
     groups: int = 1
-    use_bias: bool = True
-    kernel_init: Initializer = _KERNEL_INIT
-    bias_init: Initializer = _ZEROS
-    lowering: Lowering = "auto"
 
     @nn.compact
     def __call__(
@@ -186,17 +180,15 @@ class ConvTranspose(nn.Module):
             )
         window = _window(self.kernel_size, x)
         shape = (*window, x.shape[-1], self.features // self.groups)
-        y = ops.conv_transpose(
+        y = self.convolve(
+            ops.conv_transpose,
             x,
             self.param("kernel", self.kernel_init, shape),
-            stride=self.stride,
             padding=self.padding,
             output_padding=self.output_padding,
-            dilation=self.dilation,
             groups=self.groups,
-            lowering=self.lowering,
         )
-        return _biased(self, y, self.features)
+        return self.biased(y)
 
 
 def _window(size: Sizes, x: Array) -> tuple[int, ...]:
@@ -207,9 +199,3 @@ def _window(size: Sizes, x: Array) -> tuple[int, ...]:
             "spatial dimensions, channels)"
         )
     return window
-
-
-def _biased(layer: nn.Module, y: Array, features: int) -> Array:
-    if not layer.use_bias:
-        return y
-    return y + layer.param("bias", layer.bias_init, (features,))

@@ -9,21 +9,18 @@ statistics are over all axes but the last, so over the group too), spatial pooli
 windows lie symmetrically on its input.
 """
 
+from dataclasses import KW_ONLY
+
 import flax.linen as nn
-import jax
 from jaxtyping import Array, Float
 
+from dl_core.nn.conv import ConvLayer
 from dl_core.ops import group_conv as ops
 from dl_core.ops.conv import Sizes
-from dl_core.ops.conv_lowerings import Lowering
 from dl_core.ops.group_conv import Group, Padding
 
-Initializer = nn.initializers.Initializer
-_KERNEL_INIT = nn.linear.default_kernel_init
-_ZEROS = nn.initializers.zeros_init()
 
-
-class LiftingConv(nn.Module):
+class LiftingConv(ConvLayer):
     """The first layer of a network on a group: an image seen by each filter each way.
 
     The default initial kernel has variance 1 / (size² · in): each copy is turned, not
@@ -34,13 +31,8 @@ class LiftingConv(nn.Module):
     """Output features for each of the 4 (p4) or 8 (p4m) elements of the group."""
     kernel_size: Sizes
     group: Group = "p4"
-    stride: int = 1
+    _: KW_ONLY
     padding: Padding = "same"
-    dilation: int = 1
-    use_bias: bool = True
-    kernel_init: Initializer = _KERNEL_INIT
-    bias_init: Initializer = _ZEROS
-    lowering: Lowering = "auto"
 
     @nn.compact
     def __call__(
@@ -52,19 +44,13 @@ class LiftingConv(nn.Module):
           ValueError: if the shapes and numbers do not fit each other.
         """
         shape = (*_window(self.kernel_size), x.shape[-1], self.features)
-        y = ops.lifting_conv(
-            x,
-            self.param("kernel", self.kernel_init, shape),
-            self.group,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            lowering=self.lowering,
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return self.biased(
+            self.convolve(ops.lifting_conv, x, kernel, self.group, padding=self.padding)
         )
-        return _biased(self, y)
 
 
-class GroupConv(nn.Module):
+class GroupConv(ConvLayer):
     """A layer from feature maps on a group to feature maps on it.
 
     The default initial kernel has variance 1 / (size² · group · in): a sum over all
@@ -75,13 +61,8 @@ class GroupConv(nn.Module):
     """Output features for each of the 4 (p4) or 8 (p4m) elements of the group."""
     kernel_size: Sizes
     group: Group = "p4"
-    stride: int = 1
+    _: KW_ONLY
     padding: Padding = "same"
-    dilation: int = 1
-    use_bias: bool = True
-    kernel_init: Initializer = _KERNEL_INIT
-    bias_init: Initializer = _ZEROS
-    lowering: Lowering = "auto"
 
     @nn.compact
     def __call__(
@@ -93,24 +74,12 @@ class GroupConv(nn.Module):
           ValueError: if the shapes and numbers do not fit each other.
         """
         window = (*_window(self.kernel_size), ops.ORDER[self.group])
-        y = ops.group_conv(
-            x,
-            self.param(
-                "kernel", self.kernel_init, (*window, x.shape[-1], self.features)
-            ),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            lowering=self.lowering,
+        shape = (*window, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return self.biased(
+            self.convolve(ops.group_conv, x, kernel, padding=self.padding)
         )
-        return _biased(self, y)
 
 
 def _window(size: Sizes) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _biased(layer: LiftingConv | GroupConv, y: jax.Array) -> jax.Array:
-    if not layer.use_bias:
-        return y
-    return y + layer.param("bias", layer.bias_init, (layer.features,))

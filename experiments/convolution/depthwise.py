@@ -171,7 +171,7 @@ class Network(nn.Module):
         conv = functools.partial(Conv, use_bias=False, lowering=self.lowering)
         match self.model.convolution:
             case "standard":
-                layers = [conv(features, 3, stride)]
+                layers = [conv(features, 3, stride=stride)]
             case "separable":
                 depthwise = DepthwiseConv(
                     3, stride=stride, use_bias=False, lowering=self.lowering
@@ -179,7 +179,8 @@ class Network(nn.Module):
                 layers = [depthwise, conv(features, 1)]
             case "bottleneck":
                 few = max(1, features // 4)
-                layers = [conv(few, 1), conv(few, 3, stride), conv(features, 1)]
+                window = conv(few, 3, stride=stride)
+                layers = [conv(few, 1), window, conv(features, 1)]
         for number, layer in enumerate(layers):
             x = BatchNorm()(layer(nn.relu(x) if number else x), train=train)
         return x

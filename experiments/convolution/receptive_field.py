@@ -139,7 +139,9 @@ class Network(nn.Module):
             for pooling in layers[:-1]:
                 x = max_pool(x, pooling.kernel, stride=pooling.stride)
             stride, dilation = layers[-1].stride, layers[-1].dilation
-            conv = Conv(self.model.width, 3, stride, dilation=dilation, kernel_init=he)
+            conv = Conv(
+                self.model.width, 3, stride=stride, dilation=dilation, kernel_init=he
+            )
             endpoints[f"conv_{i}"] = x = conv(x)
             x = nn.relu(x)
         return nn.Dense(10)(global_avg_pool(x)), endpoints

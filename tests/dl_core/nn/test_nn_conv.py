@@ -111,3 +111,8 @@ def test_what_does_not_fit_is_told_with_the_shapes(layer, words):
 
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(inspect.unwrap(init))
+
+
+def test_a_third_number_is_no_stride_by_place():
+    with pytest.raises(TypeError, match="positional"):
+        Conv(4, 3, 2)

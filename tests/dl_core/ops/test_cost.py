@@ -120,7 +120,7 @@ class MobileNet(nn.Module):
     @nn.compact
     def __call__(self, x):
         def conv(features, size, stride=1):
-            return Conv(features, size, stride, use_bias=False, lowering="xla")
+            return Conv(features, size, stride=stride, use_bias=False, lowering="xla")
 
         def norm(x):  # Of which only the parameters are of interest.
             return nn.BatchNorm(use_running_average=True)(x)

@@ -275,8 +275,11 @@ def test_causal_and_circular_padding_and_upsampling():
     causal = [Conv(2, 3, padding="causal", dilation=d) for d in (1, 2, 4)]
     (field,) = traced(nn.Sequential(causal), (1, 40, 2))
     assert field == ReceptiveField(15, 1, 14)
-    circular = [Conv(2, 3, padding="circular"), Conv(2, 5, 2, padding="circular")]
-    zeros = [Conv(2, 3, padding=1), Conv(2, 5, 2, padding=2)]
+    circular = [
+        Conv(2, 3, padding="circular"),
+        Conv(2, 5, stride=2, padding="circular"),
+    ]
+    zeros = [Conv(2, 3, padding=1), Conv(2, 5, stride=2, padding=2)]
     assert traced(nn.Sequential(circular)) == traced(nn.Sequential(zeros))
     twice = [lambda x: x.repeat(2, 1).repeat(2, 2), Conv(2, 3)]
     transposed = ConvTranspose(3, 2, stride=2, lowering="xla")
