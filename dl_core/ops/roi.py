@@ -156,6 +156,7 @@ def check_boxes(boxes: Float[np.ndarray, "boxes 4"], height: int, width: int) ->
       height: of the image, in pixels.
       width: likewise.
     """
+    _check_shape(boxes)
     x_min, y_min, x_max, y_max = boxes.T
     # In this form a NaN is wrong too.
     right = (x_min >= 0) & (x_min <= x_max) & (x_max <= width)
@@ -168,6 +169,11 @@ def check_boxes(boxes: Float[np.ndarray, "boxes 4"], height: int, width: int) ->
         )
 
 
+def _check_shape(boxes):
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"Boxes are (boxes, 4), not {boxes.shape}.")
+
+
 def _grid(features, boxes, output_size, batch_indices):
     """Returns the bins along height and width; ValueError where shapes do not fit."""
     rank = 3 if batch_indices is None else 4
@@ -177,8 +183,7 @@ def _grid(features, boxes, output_size, batch_indices):
             f"channels) with the boxes' batch_indices, not {features.shape}"
             f"{' without' if rank == 3 else ' with'} them."
         )
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"Boxes are (boxes, 4), not {boxes.shape}.")
+    _check_shape(boxes)
     if batch_indices is not None and batch_indices.shape != boxes.shape[:1]:
         raise ValueError(
             f"Each box has one of batch_indices: boxes are {boxes.shape} and "

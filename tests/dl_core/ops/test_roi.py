@@ -256,3 +256,8 @@ def test_check_boxes_names_the_first_box_that_is_not_in_the_image(wrong):
     roi.check_boxes(boxes[:1], 8, 10)
     with pytest.raises(ValueError, match=r"Box 1 of \(3, 4\), .*height 8 and width 10"):
         roi.check_boxes(boxes, 8, 10)
+
+
+def test_check_boxes_tells_a_wrong_shape():
+    with pytest.raises(ValueError, match=r"\(boxes, 4\), not \(4,\)"):
+        inspect.unwrap(roi.check_boxes)(np.zeros(4, np.float32), 8, 10)
