@@ -151,8 +151,7 @@ class Checkerboard(Mean):
     way, so that nothing of period p is lost, and no ramp is left). The rest is averaged
     over all images and all cells of p×p pixels; V is the variance of this mean cell,
     its power at the multiples of the frequency 1/p but 0. W is the variance of the
-    pixels of an image, averaged over the images. A border of p pixels, where windows
-    are cut off, is left out.
+    pixels of an image, averaged over the images. A border of p pixels is left out.
     """
 
     @classmethod
@@ -289,7 +288,7 @@ def overlap(stride: int, window: int) -> Float[np.ndarray, "side side"]:
     return inner / inner.mean()
 
 
-def _image(ax: Any, pixels: np.ndarray, title: str, low: float = 0, high: float = 1):
+def _image(ax: Any, pixels: Any, title: str, low: Any = 0, high: Any = 1) -> None:
     ax.imshow(pixels, cmap="gray", vmin=low, vmax=high)
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=9)
@@ -359,7 +358,7 @@ def checkerboard(runs: Runs) -> Figure:
         flat = np.ones((12, 12)) if kind[0] != "transposed" else overlap(*kind[1:])
         _image(even, flat, _NAMES[kind].replace(", ", "\n"), high=2)
         outputs = [seen["outputs"][_SHOWN] for seen in group[0].artifacts().values()]
-        _image(before, outputs[0], "", outputs[0].min(), outputs[0].max())
+        _image(before, outputs[0], "", None, None)  # From its least to its most.
         _image(after, outputs[-1], "diverged" if group[0].diverged else "")
         for run in (run for run in group if not run.diverged):
             ends = 100 * run.series("test/checkerboard")[1][[0, -1]]

@@ -20,10 +20,10 @@ batch.
 Look for: three dilated or strided layers reach as far as seven plain ones, 15 pixels.
 In the plain stack many more paths lead to the centre than to the border: before
 training its field is a Gaussian, which widens with the root of the depth and not with
-the depth. With dilations 1, 2, 4 a few paths lead to every pixel: the field is filled to
-its border, though in a grid. Training changes the sizes by less than the seeds do, where
-Luo et al. saw them grow. Of the plain stack's three seeds one died in training (no unit
-of its last layer is ever open), so that its field is empty and its accuracy a guess's.
+the depth. With dilations 1, 2, 4 a few paths lead to every pixel: the field is filled
+to its border, though in a grid. So short a training narrows the fields a little, if it
+changes them; Luo et al. saw them grow. Of the plain stack's three seeds one dies in
+training: no unit of its last layer opens, its field is empty and it guesses.
 The table holds the receptive fields of eleven published networks, computed from their
 layers, beside the published numbers.
 """
