@@ -27,8 +27,6 @@ out a layer, so their errors are not to be compared with the others'. `--preset=
 is a wider network on all of MNIST for longer: the article has no such experiment.
 """
 
-import functools
-import pathlib
 from typing import Any, Literal, Self
 
 import flax.linen as nn
@@ -43,6 +41,7 @@ from matplotlib.figure import Figure
 
 from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.batches import Batches, Data
+from dl_core.data.digits import first_digits
 from dl_core.data.named import named_batches
 from dl_core.nn.conv import Conv, ConvTranspose
 from dl_core.ops.conv import conv, conv_matrix, conv_transpose
@@ -195,15 +194,6 @@ def scaled(
     return {"image": batch["image"].astype(jnp.float32) / 255}
 
 
-@functools.cache
-def digits() -> Float[np.ndarray, "8 28 28 1"]:
-    """Returns the first images of `mnist_subset`'s test set."""
-    from dl_core.data.mnist_subset import builder  # It imports all of TFDS.
-
-    path = pathlib.Path(builder.__file__).with_name("t10k-images-idx3-ubyte.gz")
-    return builder.read_idx(path)[:8, :, :, None].astype(np.float32) / 255
-
-
 def init(config: Config, key: jax.Array) -> TrainState:
     """Returns the autoencoder's state before training."""
     variables = Autoencoder(config.model).init(key, jnp.zeros((1, 28, 28, 1)))
@@ -242,8 +232,8 @@ def eval_step(
 
 
 def observe(config: Config, state: TrainState, key: jax.Array) -> dict[str, Array]:
-    """Returns eight digits, their reconstructions, and themselves pooled and back."""
-    images = jnp.asarray(digits())
+    """Returns ten digits, their reconstructions, and themselves pooled and back."""
+    images = jnp.asarray(first_digits())
     seen = {"digits": images, "outputs": reconstruct(config, state.params, images)}
     for window in (2, 4):
         largest, places = max_pool_with_argmax(images, window)

@@ -29,8 +29,6 @@ for longer. Other sets of 28×28 grey pixels will do too
 (`--config.data.name=fashion_mnist`); the digits in the figures stay the same.
 """
 
-import functools
-import pathlib
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -44,8 +42,10 @@ from matplotlib.figure import Figure
 
 from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.batches import Batches, Data
+from dl_core.data.digits import first_digits
 from dl_core.data.named import named_batches
 from dl_core.nn.conv import Conv
+from dl_core.ops import augment
 from dl_core.ops.pooling import avg_pool, max_pool
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
@@ -156,21 +156,21 @@ def moved(
       angle: in degrees.
       scale: of lengths; above 1 the images grow.
     """
-    count, height, width, _ = images.shape
-    way = jnp.arange(count) % 4
-    turn = jnp.deg2rad(angle) * jnp.where(way < 2, 1, -1)
-    down = shift * jnp.array([0.0, 1.0, 0.0, -1.0])[way]
+    size = images.shape[1:3]
+    way = jnp.arange(len(images)) % 4
+    turns = -angle * jnp.where(way < 2, 1, -1)
     right = shift * jnp.array([1.0, 0.0, -1.0, 0.0])[way]
-    middle = (height - 1) / 2, (width - 1) / 2
-    rows, columns = jnp.mgrid[:height, :width]
+    down = shift * jnp.array([0.0, 1.0, 0.0, -1.0])[way]
 
-    def one(image, turn, down, right):
-        y, x = (rows - middle[0] - down) / scale, (columns - middle[1] - right) / scale
-        source_y = jnp.cos(turn) * y - jnp.sin(turn) * x + middle[0]
-        source_x = jnp.sin(turn) * y + jnp.cos(turn) * x + middle[1]
-        return jax.scipy.ndimage.map_coordinates(image, (source_y, source_x), order=1)
+    def move(image, turn, right, down):
+        matrix = augment.compose(
+            augment.scaling(scale, scale, size),
+            augment.rotation(turn, size),
+            augment.translation(right, down),
+        )
+        return augment.warp(image, matrix)
 
-    return jax.vmap(one)(images[..., 0], turn, down, right)[..., None]
+    return jax.vmap(move)(images, turns, right, down)
 
 
 def all_moved(
@@ -206,18 +206,6 @@ def scaled(
 ) -> dict[str, Array]:
     """Turns bytes into numbers between 0 and 1."""
     return {**batch, "image": batch["image"].astype(jnp.float32) / 255}
-
-
-@functools.cache
-def digits() -> Float[np.ndarray, "10 28 28 1"]:
-    """Returns the first digit of each class of `mnist_subset`'s test set."""
-    from dl_core.data.mnist_subset import builder  # It imports all of TFDS.
-
-    folder = pathlib.Path(builder.__file__).parent
-    images = builder.read_idx(folder / "t10k-images-idx3-ubyte.gz")
-    labels = builder.read_idx(folder / "t10k-labels-idx1-ubyte.gz")
-    first = [np.flatnonzero(labels == digit)[0] for digit in range(10)]
-    return images[first, :, :, None].astype(np.float32) / 255
 
 
 def init(config: Config, key: jax.Array) -> TrainState:
@@ -270,7 +258,7 @@ def eval_step(
 def observe(config: Config, state: TrainState, key: jax.Array) -> dict[str, Array]:
     """Returns ten digits changed in each way, and the answers to them."""
     seen = {}
-    for name, images in all_moved(jnp.asarray(digits())).items():
+    for name, images in all_moved(jnp.asarray(first_digits())).items():
         seen |= {name: images, f"{name}_answers": answers(config, state, images)}
     return seen
 
@@ -344,11 +332,11 @@ def examples(runs: Runs) -> Figure:
     }
     columns = len(SIZES["shift"])
     fig, axes = plt.subplots(
-        len(SIZES), columns, figsize=(1.4 * columns, 5.6), layout="constrained"
+        len(SIZES), columns, figsize=(1.4 * columns, 6.8), layout="constrained"
     )
     for row, (name, sizes) in zip(axes, SIZES.items(), strict=True):
         for number, (ax, size) in enumerate(zip(row, sizes, strict=True)):
-            ax.set(xticks=[], yticks=[], xlabel=" ")  # Room for the answers.
+            ax.set(xticks=[], yticks=[], xlabel=" ")  # Room for answers.
             ax.set_title(f"{size:g}", fontsize=9)
             for place, (kind, arrays) in enumerate(seen.items()):
                 pixels = arrays[name][number, digit, ..., 0]
@@ -356,12 +344,13 @@ def examples(runs: Runs) -> Figure:
                 answer = arrays[f"{name}_answers"][number, digit]
                 ax.text(
                     (2 * place + 1) / (2 * len(seen)),
-                    -0.14,
+                    -0.05,
                     f"{answer}",
                     color=_LOOKS[kind][1],
                     weight="bold" if answer == digit else "normal",
                     alpha=1 if answer == digit else 0.45,
                     ha="center",
+                    va="top",
                     transform=ax.transAxes,
                 )
         row[0].set_ylabel(_AXES[name])

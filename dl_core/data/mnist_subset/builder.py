@@ -1,15 +1,13 @@
 """TFDS builder of `mnist_subset`, every fifth image of MNIST; downloads nothing."""
 
-import gzip
 import io
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-_FOLDER = pathlib.Path(__file__).parent
+from dl_core.data.digits import FOLDER, read_idx
 
 
 class MnistSubset(tfds.core.GeneratorBasedBuilder):
@@ -34,7 +32,7 @@ class MnistSubset(tfds.core.GeneratorBasedBuilder):
             ),
             supervised_keys=("image", "label"),
             homepage="http://yann.lecun.com/exdb/mnist/",
-            license=(_FOLDER / "LICENSE").read_text(),
+            license=(FOLDER / "LICENSE").read_text(),
             citation=(
                 "@misc{lecun1998mnist, title={The MNIST database of handwritten "
                 "digits}, author={Yann LeCun and Corinna Cortes and Christopher J.C. "
@@ -50,22 +48,11 @@ class MnistSubset(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, prefix: str) -> Iterator[tuple[int, dict]]:
-        images = read_idx(_FOLDER / f"{prefix}-images-idx3-ubyte.gz")
-        labels = read_idx(_FOLDER / f"{prefix}-labels-idx1-ubyte.gz")
+        images = read_idx(FOLDER / f"{prefix}-images-idx3-ubyte.gz")
+        labels = read_idx(FOLDER / f"{prefix}-labels-idx1-ubyte.gz")
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             # TFDS encodes arrays with TensorFlow, but takes encoded files as they are.
             yield index, {"image": io.BytesIO(_png(image)), "label": int(label)}
-
-
-def read_idx(path: pathlib.Path) -> np.ndarray:
-    """Returns the array of bytes in a gzipped idx file.
-
-    The format: two zero bytes, the type (8: unsigned bytes), the number of dimensions,
-    each dimension as a big-endian 32-bit integer, the values.
-    """
-    data = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
 def _png(image: np.ndarray) -> bytes:
