@@ -310,3 +310,29 @@ def test_what_does_not_fit_is_told_with_the_shapes():
     bad(bare_transpose, "output_padding", image, (3, 3, 6, 4), output_padding=1)
     bad(bare_transpose, "leaves nothing", (1, 1, 2), (3, 2, 2), padding=2)
     bad(bare_transpose, "circular", image, (3, 3, 6, 4), padding="circular")
+
+
+def program(lowering, function=conv):
+    """Returns the traced forward and backward pass, as text."""
+    x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 4, 4))
+
+    def gradients(x, kernel):
+        def loss(x, kernel):
+            return function(x, kernel, stride=2, lowering=lowering).sum()
+
+        return jax.grad(loss, argnums=(0, 1))(x, kernel)
+
+    return str(jax.make_jaxpr(gradients)(x, kernel))
+
+
+@pytest.mark.parametrize("function", [conv, conv_transpose])
+def test_accelerators_get_the_compilers_own_convolution(monkeypatch, function):
+    assert program("auto", function) != program("xla", function)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert program("auto", function) == program("xla", function)
+
+
+@pytest.mark.parametrize("function", [conv, conv_transpose])
+def test_patches_are_free_of_convolutions_forward_and_backward(function):
+    assert "conv_general_dilated" in program("xla", function)
+    assert "conv_general_dilated" not in program("patches", function)
