@@ -180,6 +180,13 @@ def _options(case: Case) -> dict[str, int]:
     return {"padding": case.pads, **{name: getattr(case, name) for name in names}}
 
 
+def _call(case: Case) -> Callable[..., Any]:
+    from dl_core.ops.conv import conv, conv_transpose
+
+    function = conv_transpose if case.transposed else conv
+    return functools.partial(function, **_options(case))
+
+
 def _with_torch(
     case: Case, x: np.ndarray, kernel: np.ndarray, backward: bool
 ) -> Callable[[], object]:
@@ -217,13 +224,7 @@ def _with_jax(
     import jax
     import jax.numpy as jnp
 
-    from dl_core.ops.conv import conv, conv_transpose
-
-    call = functools.partial(
-        conv_transpose if case.transposed else conv,
-        lowering=lowering,
-        **_options(case),
-    )
+    call = functools.partial(_call(case), lowering=lowering)
 
     def once(x, kernel, cotangent):
         if not backward:
