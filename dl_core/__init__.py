@@ -13,5 +13,5 @@ if importlib.metadata.version("jaxlib") in _WRONG_SUMS:
         "--xla_cpu_experimental_ynn_fusion_type",
     )
     if _flag not in _flags:
-        # Read when JAX first looks for devices.
+        # Read when JAX first looks for devices: what ran before has no such protection.
         os.environ["XLA_FLAGS"] = f"{_flags} {_flag}=".strip()

@@ -133,12 +133,15 @@ def compact_bilinear_pool(
     sizes = [sketch.features for sketch in sketches]
     if sizes[0] != sizes[1]:
         raise ValueError(f"The sketches differ in features: {sizes[0]} and {sizes[1]}.")
+    # The transform is of single precision at least.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     spectra = [
-        jnp.fft.rfft(sketch(factor))
+        jnp.fft.rfft(sketch(factor).astype(wide))
         for sketch, factor in zip(sketches, (x, y), strict=True)
     ]
     # The inverse is linear too: one of the mean, not one for each position.
-    return jnp.fft.irfft((spectra[0] * spectra[1]).mean(1), sizes[0])
+    pooled = jnp.fft.irfft((spectra[0] * spectra[1]).mean(1), sizes[0])
+    return pooled.astype(x.dtype)
 
 
 def factorized_bilinear(

@@ -13,6 +13,7 @@ learning", 2016 (arXiv:1603.07285).
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import jax
@@ -54,11 +55,13 @@ def conv(
       dilation: positions from one tap of the window to the next.
       groups: parts into which the channels are split; each output part sees the input
         part of its number.
-      lowering: how it is computed (`dl_core.ops.conv_lowerings`).
+      lowering: how it is computed (`dl_core.ops.conv_lowerings`). Forward-mode
+        derivatives (`jvp`, `hessian`) need "xla" on CPUs.
 
     Raises:
       ValueError: if the shapes and numbers do not fit each other.
     """
+    x, kernel = _promoted(x, kernel)
     spatial = _spatial_shape("conv", x, kernel)
     window = kernel.shape[:-2]
     stride = _sizes("conv", "stride", stride, len(spatial))
@@ -108,7 +111,7 @@ def conv_transpose(
         dilation; with it every size of an input of `conv` can be had back.
       dilation: positions from one tap of the window to the next.
       groups: parts into which the channels are split.
-      lowering: how it is computed (`dl_core.ops.conv_lowerings`).
+      lowering: as for `conv`.
 
     Returns:
       The output, of size (n − 1)·s − 2p + d·(k − 1) + 1 + output padding.
@@ -117,6 +120,7 @@ def conv_transpose(
       ValueError: if the shapes and numbers do not fit each other.
     """
     name = "conv_transpose"
+    x, kernel = _promoted(x, kernel)
     spatial = _spatial_shape(name, x, kernel)
     window = kernel.shape[:-2]
     stride = _sizes(name, "stride", stride, len(spatial))
@@ -125,6 +129,11 @@ def conv_transpose(
     extra = _sizes(name, "output_padding", output_padding, len(spatial), least=0)
     extent = tuple(d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True))
     if padding == "same":
+        if any(extra):
+            raise ValueError(
+                f"{name}: padding 'same' chooses the output's size by itself, got "
+                f"output_padding {output_padding} too"
+            )
         total = [max(e - s, 0) for e, s in zip(extent, stride, strict=True)]
         pads = tuple((t // 2, t - t // 2) for t in total)
         extra = tuple(max(s - e, 0) for e, s in zip(extent, stride, strict=True))
@@ -208,6 +217,12 @@ def conv_matrix(
     return matrix.reshape(math.prod(outputs) * features, math.prod(input_shape))
 
 
+def _promoted(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Returns both with the type that JAX's promotion gives them together."""
+    dtype = jnp.result_type(x, kernel)
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
 def _spatial_shape(name: str, x: Any, kernel: Any) -> tuple[int, ...]:
     if x.ndim not in (3, 4, 5) or kernel.ndim != x.ndim:
         raise ValueError(
@@ -219,15 +234,17 @@ def _spatial_shape(name: str, x: Any, kernel: Any) -> tuple[int, ...]:
 
 
 def _sizes(
-    name: str, what: str, value: Sizes, rank: int, least: int = 1
+    name: str, what: str, value: Any, rank: int, least: int = 1
 ) -> tuple[int, ...]:
-    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(sizes) != rank or min(sizes) < least:
+    sizes = _each(value, rank)
+    if len(sizes) != rank or any(
+        not isinstance(s, Integral) or s < least for s in sizes
+    ):
         raise ValueError(
             f"{name}: expected {what} to be a whole number of at least {least}, or "
             f"{rank} of them, got {value}"
         )
-    return sizes
+    return tuple(map(int, sizes))
 
 
 def _check_groups(name: str, x: Any, kernel: Any, groups: int, takes: int) -> None:
@@ -284,11 +301,17 @@ def _paddings(
             f"{name}: padding {padding!r} is not one of 'valid', 'same', 'causal', "
             "'circular'"
         )
-    each = (padding,) * len(spatial) if isinstance(padding, int) else tuple(padding)
-    pads = tuple((p, p) if isinstance(p, int) else tuple(p) for p in each)
-    if len(pads) != len(spatial) or any(len(p) != 2 or min(p) < 0 for p in pads):
+    each = _each(padding, len(spatial))
+    pads = tuple(_each(p, 2) for p in each)
+    right = len(pads) == len(spatial) and all(len(p) == 2 for p in pads)
+    if not right or any(not isinstance(n, Integral) or n < 0 for p in pads for n in p):
         raise ValueError(
             f"{name}: expected padding for {len(spatial)} dimensions, each a number of "
             f"at least 0 or a pair of them, got {padding}"
         )
-    return pads
+    return tuple((int(low), int(high)) for low, high in pads)
+
+
+def _each(value: Any, rank: int) -> tuple[Any, ...]:
+    """Returns a value for every dimension, where there is one for all."""
+    return tuple(value) if isinstance(value, Sequence) else (value,) * rank

@@ -90,11 +90,10 @@ def conv_transpose(
         lowering = "xla"
     if _choose(x.shape[-1], kernel, geometry, lowering) == "groups":
         return _each_group(conv_transpose, x, kernel, geometry)
-    dense = all(d == 1 for d in geometry.dilation)
-    if lowering == "xla" or not (dense or all(s == 1 for s in geometry.stride)):
+    if lowering == "xla":
         return _xla_transpose(x, kernel, geometry)
-    if all(s == 1 for s in geometry.stride):
-        return _stride_one_transpose(x, kernel, geometry, lowering)
+    if all(s == 1 for s in geometry.stride) or any(d > 1 for d in geometry.dilation):
+        return _flipped_transpose(x, kernel, geometry, lowering)
     return _polyphase_transpose(x, kernel, geometry, lowering)
 
 
@@ -201,24 +200,20 @@ def _xla_transpose(x: Array, kernel: Array, geometry: Geometry) -> Array:
     )
 
 
-def _stride_one_transpose(
+def _flipped_transpose(
     x: Array, kernel: Array, geometry: Geometry, lowering: Lowering
 ) -> Array:
-    pads = _full_padding(geometry)
-    flipped = jnp.flip(kernel, range(len(geometry.window)))
-    # Padding that the convolution had beyond its window's reach cuts the result.
-    cut = [(max(-low, 0), max(-high, 0)) for low, high in pads]
-    x = x[
-        (
-            slice(None),
-            *(slice(a, n - b) for (a, b), n in zip(cut, x.shape[1:-1], strict=True)),
-        )
-    ]
-    pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
-    ones = (1,) * len(pads)
+    """Slides the flipped window over the input, spread out by the stride."""
+    pads = zip(_full_padding(geometry), geometry.stride, strict=True)
+    inside = [(low, high, s - 1) for (low, high), s in pads]
+    # Less than 0 cuts: padding that the convolution had beyond its window's reach.
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *inside, (0, 0, 0)))
+    none = ((0, 0),) * len(inside)
+    ones = (1,) * len(inside)
     swapped = dataclasses.replace(
-        geometry, spatial=x.shape[1:-1], stride=ones, padding=pads
+        geometry, spatial=x.shape[1:-1], stride=ones, padding=none
     )
+    flipped = jnp.flip(kernel, range(len(inside)))
     return conv(x, _by_group(flipped, geometry.groups), swapped, lowering)
 
 
@@ -306,30 +301,34 @@ def _patches_times_kernel(x: Array, kernel: Array, geometry: Geometry) -> Array:
 def _patches_gradient(x: Array, cotangent: Array, geometry: Geometry) -> Array:
     """Returns the gradient with respect to the kernel."""
     groups, outs = geometry.groups, cotangent.shape[-1]
+    # Sums over many slices of half precision would lose digits.
+    wide = jnp.promote_types(cotangent.dtype, jnp.float32)
 
     def of(x, cotangent):
         columns = cotangent.reshape(-1, groups, outs // groups).swapaxes(0, 1)
-        return _patches(x, geometry).swapaxes(1, 2) @ columns
+        rows = _patches(x, geometry).swapaxes(1, 2)
+        return jnp.matmul(rows, columns, preferred_element_type=wide)
 
     def add(total, parts):
         return total + of(*parts), None
 
     size = 4 * geometry.taps * math.prod(geometry.outputs) * x.shape[-1]
-    count = _divisor(len(x), max(1, _CHUNK // size))
-    if count == len(x):
+    count = _divisor(len(x), _CHUNK // size)
+    if count == len(x) or not len(x):
         total = of(x, cotangent)
     else:
         parts = jax.tree.map(
             lambda a: a.reshape(-1, count, *a.shape[1:]), (x, cotangent)
         )
         shape = groups, geometry.taps * x.shape[-1] // groups, outs // groups
-        total, _ = jax.lax.scan(add, jnp.zeros(shape, cotangent.dtype), parts)
-    return total.swapaxes(0, 1).reshape(*geometry.window, -1, outs)
+        total, _ = jax.lax.scan(add, jnp.zeros(shape, wide), parts)
+    total = total.swapaxes(0, 1).reshape(*geometry.window, -1, outs)
+    return total.astype(cotangent.dtype)
 
 
 def _divisor(number: int, limit: int) -> int:
-    """Returns the largest divisor of a number that is not above a limit."""
-    return next(n for n in range(min(limit, number), 0, -1) if number % n == 0)
+    """Returns the largest divisor of a number that is not above a limit, or 1."""
+    return next((n for n in range(min(limit, number), 1, -1) if number % n == 0), 1)
 
 
 def _shifts(x: Array, kernel: Array, geometry: Geometry) -> Array:

@@ -324,7 +324,7 @@ def _axes(shape, window, stride, padding):
             raise ValueError(f'Padding is "valid", "same" or numbers, not "{padding}".')
         else:
             pads = _each(padding, spatial, asked)[number]
-            pads = (pads, pads) if isinstance(pads, int) else tuple(pads)
+            pads = tuple(pads) if isinstance(pads, Sequence) else (pads, pads)
         if len(pads) != 2:
             raise ValueError(f"Padding has a low and a high side: {asked}.")
         if not 0 <= min(pads) <= max(pads) < width:
@@ -337,7 +337,7 @@ def _axes(shape, window, stride, padding):
 
 def _each(size, spatial, asked):
     """Returns one entry for each spatial dimension."""
-    sizes = (size,) * len(spatial) if isinstance(size, int) else tuple(size)
+    sizes = tuple(size) if isinstance(size, Sequence) else (size,) * len(spatial)
     if len(sizes) != len(spatial):
         raise ValueError(f"One entry for each of {len(spatial)} axes, please: {asked}.")
     return sizes

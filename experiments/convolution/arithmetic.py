@@ -43,6 +43,7 @@ from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.batches import Batches, Data
 from dl_core.data.digits import first_digits
 from dl_core.data.named import named_batches
+from dl_core.errors import UserError
 from dl_core.nn.conv import Conv, ConvTranspose
 from dl_core.ops.conv import conv, conv_matrix, conv_transpose
 from dl_core.ops.pooling import (
@@ -134,10 +135,8 @@ class Autoencoder(nn.Module):
             return ConvTranspose(features, window, stride=stride, padding="same")(x)
         if kind == "resize":
             x = jnp.repeat(jnp.repeat(x, stride, 1), stride, 2)  # Nearest neighbours.
-        elif stride == 2:
-            x = max_unpool(x, places, (2 * x.shape[1], 2 * x.shape[2]))
         else:
-            raise ValueError(f"unpooling undoes pooling by 2, not by {stride}")
+            x = max_unpool(x, places, (2 * x.shape[1], 2 * x.shape[2]))
         return Conv(features, window)(x)
 
 
@@ -179,6 +178,11 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 def data(config: Config, data_dir: Any) -> Data:
     """Returns the training images in batches, and the test images."""
+    if config.model.kind == "unpooling" and config.model.stride != 2:
+        raise UserError(
+            f"--config.model.stride={config.model.stride}: unpooling undoes pooling by "
+            "2, so expected 2, or another --config.model.kind"
+        )
 
     def batches(split: str, size: int) -> Batches:
         shapes = {"image": (28, 28, 1)}

@@ -77,6 +77,7 @@ class Dataset:
     name: str = static(
         "mnist_subset", "TFDS data set of images and labels, 28×28 and grey."
     )
+    test: int = static(2_000, "Test images, each changed in every way.", at_least=1)
 
 
 @config
@@ -106,6 +107,7 @@ PRESETS = {
         "eval_every": 10,
         "checkpoint_every": 5,
         "model.width": 1,
+        "data.test": 20,
     },
     "paper": {
         "steps": 20_000,
@@ -113,6 +115,7 @@ PRESETS = {
         "checkpoint_every": 5_000,
         "model.width": 32,
         "data.name": "mnist",
+        "data.test": 10_000,
     },
 }
 
@@ -198,7 +201,8 @@ def data(config: Config, data_dir: Any) -> Data:
         shapes = {"image": (28, 28, 1), "label": ()}
         return named_batches(config.data.name, split, data_dir, size, shapes, scaled)
 
-    return Data(batches("train", config.batch_size), {"test": batches("test", 100)})
+    test = batches(f"test[:{config.data.test}]", min(100, config.data.test))
+    return Data(batches("train", config.batch_size), {"test": test})
 
 
 def scaled(
