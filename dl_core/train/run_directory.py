@@ -63,7 +63,11 @@ class RunDirectory:
         from tensorboardX import SummaryWriter  # Slow to import; not all need it.
 
         purge = step + 1 if step else None
-        self._events = SummaryWriter(str(self.path), purge_step=purge)
+        # Numbered, since two of the same second would have one name.
+        number = f".{len(list(self.path.glob('events.out.*'))):04d}"
+        self._events = SummaryWriter(
+            str(self.path), purge_step=purge, filename_suffix=number
+        )
 
     def write(self, step: int, stage: str, metrics: Mapping[str, np.ndarray]) -> None:
         """Appends a row of metrics (scalars, or small arrays)."""
