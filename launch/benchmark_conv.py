@@ -125,13 +125,13 @@ def run(repeats: int) -> None:
     for case in IN_SCAN:
         line = f"{case.kind:<15}{case!s:<31}"
         functions = {}
-        for lowering in ("xla", "auto", "patches"):
+        for lowering in ("xla", "loop", "patches"):
             for steps in (None, _STEPS):
                 functions[lowering, steps] = _with_jax(
                     case, *_arrays(case), True, lowering, steps
                 )
         times = _measure(functions, repeats)
-        for lowering in ("xla", "auto", "patches"):
+        for lowering in ("xla", "loop", "patches"):
             inside = [t / _STEPS for t in times[lowering, _STEPS]]
             slower = _ratio(inside, times[lowering, None])
             line += f" {lowering} {statistics.median(inside):.2f} ms ({slower:.2f})"

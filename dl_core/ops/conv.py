@@ -56,7 +56,7 @@ def conv(
       groups: parts into which the channels are split; each output part sees the input
         part of its number.
       lowering: how it is computed (`dl_core.ops.conv_lowerings`). Forward-mode
-        derivatives (`jvp`, `hessian`) need "xla" on CPUs.
+        derivatives (`jvp`, `hessian`) need "xla" on CPUs, loops there "loop".
 
     Raises:
       ValueError: if the shapes and numbers do not fit each other.

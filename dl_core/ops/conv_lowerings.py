@@ -4,19 +4,21 @@
     patches   the windows laid out as rows of a matrix, times the kernel as a matrix
     shifts    the sum over taps of a shifted input times that tap's weights; for
               depthwise convolutions
-    auto      on CPUs what was measured to be fastest for the shape (several groups one
-              by one, too); elsewhere xla
+    auto      on CPUs what was measured to be fastest for the shape: shifts for few
+              channels a group, a few groups one by one, loop where the output outgrows
+              the input, else xla; elsewhere xla
+    loop      as auto, but fast inside `lax.scan` and `fori_loop` on CPUs too
 
-On CPUs XLA (0.10) computes grouped convolutions, transposed ones and the gradient with
-respect to a kernel several times slower than it multiplies matrices, and every
-convolution inside a loop (jax#12868). So there a transposed convolution is one ordinary
-convolution for all its phases at once, whose channels are then laid out in space (the
-polyphase form), and a kernel's gradient is summed over slices of the batch, a few at a
-time, so that their patches stay in the cache. `python -m launch.benchmark conv`
-measures it against torch.
+On CPUs XLA (0.10) takes many times longer than it has to for grouped convolutions, for
+the gradients of transposed ones, and inside a loop for the gradient with respect to any
+kernel (jax#12868). So there a transposed convolution is one ordinary convolution for
+all its phases at once, whose channels are then laid out in space (the polyphase form);
+the gradient of a depthwise kernel is summed example by example; and in a loop that of
+any kernel is a product of patches, a few examples at a time, so that they stay in the
+cache. `python -m launch.benchmark conv` measures all this against torch.
 
-All but "xla" have a backward pass of their own, made of the same pieces: gradients of
-any order, but no forward-mode ones.
+All but "xla", and what is xla under "auto", have a backward pass of their own, made of
+the same pieces: gradients of any order, but no forward-mode ones.
 """
 
 import dataclasses
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Lowering = Literal["auto", "xla", "patches", "shifts"]
+Lowering = Literal["auto", "loop", "xla", "patches", "shifts"]
 
 _CHUNK = 2**21
 """Bytes of patches that are made at once; about what a core's cache holds."""
@@ -67,12 +69,12 @@ class Geometry:
 
 def conv(x: Array, kernel: Array, geometry: Geometry, lowering: Lowering) -> Array:
     """Returns the convolution; see `dl_core.ops.conv.conv`."""
-    forward = _choose(x.shape[-1], kernel, geometry, lowering)
-    if lowering == "xla" or (lowering == "auto" and jax.default_backend() != "cpu"):
+    way = _choose(kernel, geometry, lowering)
+    if way == "xla":
         return _xla(x, kernel, geometry)
-    if forward == "groups":
-        return _each_group(conv, x, kernel, geometry)
-    return _conv(geometry, forward, x, kernel)
+    if way == "groups":
+        return _each_group(conv, x, kernel, geometry, lowering)
+    return _conv(geometry, way, x, kernel)
 
 
 def conv_transpose(
@@ -86,34 +88,39 @@ def conv_transpose(
       geometry: of the convolution of which this is the transpose.
       lowering: how.
     """
-    if lowering == "auto" and jax.default_backend() != "cpu":
-        lowering = "xla"
-    if _choose(x.shape[-1], kernel, geometry, lowering) == "groups":
-        return _each_group(conv_transpose, x, kernel, geometry)
-    if lowering == "xla":
+    if lowering == "xla" or _on_accelerator(lowering):
         return _xla_transpose(x, kernel, geometry)
+    if _choose(kernel, geometry, lowering) == "groups":
+        return _each_group(conv_transpose, x, kernel, geometry, lowering)
     if all(s == 1 for s in geometry.stride) or any(d > 1 for d in geometry.dilation):
         return _flipped_transpose(x, kernel, geometry, lowering)
     return _polyphase_transpose(x, kernel, geometry, lowering)
 
 
-def _choose(
-    channels: int, kernel: Array, geometry: Geometry, lowering: Lowering
-) -> str:
-    """Returns what "auto" means for a shape on CPUs; "groups" is one by one."""
-    groups, taps = geometry.groups, geometry.taps
-    if lowering != "auto":
+def _on_accelerator(lowering: Lowering) -> bool:
+    return lowering in ("auto", "loop") and jax.default_backend() != "cpu"
+
+
+def _choose(kernel: Array, geometry: Geometry, lowering: Lowering) -> str:
+    """Returns how a shape is computed; "groups" is one by one."""
+    groups = geometry.groups
+    if _on_accelerator(lowering):
+        return "xla"
+    if lowering not in ("auto", "loop"):
         return lowering
-    if groups > 1:
-        tiny = math.prod(kernel.shape[-2:]) <= 4 * groups  # Channels in × out, each.
-        return "shifts" if tiny else "groups" if groups <= 16 else "patches"
-    large = min(kernel.shape[-2:]) >= 128
-    return "patches" if taps == 1 or taps * channels <= 32 or large else "xla"
+    if groups == 1:
+        # There XLA is slow at the kernel's gradient outside loops, too.
+        pairs = zip(geometry.padding, geometry.extent, strict=True)
+        grows = any(sum(padding) >= extent for padding, extent in pairs)
+        return "loop" if grows or lowering == "loop" else "xla"
+    if math.prod(kernel.shape[-2:]) <= 4 * groups:  # Channels in × out, in each.
+        return "shifts"
+    return "groups" if groups <= 16 else "patches"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv(geometry: Geometry, forward: Lowering, x: Array, kernel: Array) -> Array:
-    ways = {"xla": _xla, "patches": _patches_times_kernel, "shifts": _shifts}
+    ways = {"loop": _xla, "patches": _patches_times_kernel, "shifts": _shifts}
     return ways[forward](x, kernel, geometry)
 
 
@@ -123,9 +130,7 @@ def _conv_forward(geometry, forward, x, kernel):
 
 def _conv_backward(geometry, forward, saved, cotangent):
     x, kernel = saved
-    # In a loop "patches" has to stay free of XLA's convolutions.
-    lowering = "patches" if forward == "patches" else "auto"
-    dx = conv_transpose(cotangent, kernel.swapaxes(-1, -2), geometry, lowering)
+    dx = conv_transpose(cotangent, kernel.swapaxes(-1, -2), geometry, forward)
     by = _shifts_gradient if forward == "shifts" else _patches_gradient
     return dx, by(x, cotangent, geometry)
 
@@ -158,7 +163,11 @@ def _xla(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _each_group(
-    function: Callable[..., Array], x: Array, kernel: Array, geometry: Geometry
+    function: Callable[..., Array],
+    x: Array,
+    kernel: Array,
+    geometry: Geometry,
+    lowering: Lowering,
 ) -> Array:
     """Computes each group by itself: XLA's own way with several is slow on CPUs."""
     groups = geometry.groups
@@ -166,7 +175,9 @@ def _each_group(
     inputs = jnp.split(x, groups, -1)
     # The input channels of a transposed kernel are of all groups, else the output's.
     kernels = jnp.split(kernel, groups, -2 if function is conv_transpose else -1)
-    parts = [function(*pair, one, "auto") for pair in zip(inputs, kernels, strict=True)]
+    parts = [
+        function(*pair, one, lowering) for pair in zip(inputs, kernels, strict=True)
+    ]
     return jnp.concatenate(parts, -1)
 
 
@@ -345,13 +356,27 @@ def _shifts(x: Array, kernel: Array, geometry: Geometry) -> Array:
 def _shifts_gradient(x: Array, cotangent: Array, geometry: Geometry) -> Array:
     """Returns the gradient with respect to the kernel."""
     groups, outs = geometry.groups, cotangent.shape[-1]
-    split = cotangent.reshape(*cotangent.shape[:-1], 1, groups, outs // groups)
-    axes = tuple(range(1, x.ndim - 1))
+    wide = jnp.promote_types(cotangent.dtype, jnp.float32)
 
-    def total(view):
-        view = view.reshape(*view.shape[:-1], groups, -1).swapaxes(-1, -2)[..., None]
-        # In two steps, of which the first can be shared among threads.
-        return jax.lax.optimization_barrier(jnp.sum(view * split, axes)).sum(0)
+    def add(totals, example):
+        # Summed over the first dimension here, over the others at the end: XLA's CPU
+        # backend is slow at sums that leave only the last.
+        image, cotangent = example
+        split = cotangent.reshape(*cotangent.shape[:-1], 1, groups, outs // groups)
+        views = _shifted(image[None], geometry)
+        return [
+            total + (_by_input(view[0], groups) * split).sum(0, dtype=wide)
+            for total, view in zip(totals, views, strict=True)
+        ], None
 
-    sums = jnp.stack([total(view) for view in _shifted(x, geometry)])
-    return sums.reshape(*geometry.window, -1, outs)
+    shape = (*geometry.outputs[1:], x.shape[-1] // groups, groups, outs // groups)
+    start = [jnp.zeros(shape, wide)] * geometry.taps
+    totals, _ = jax.lax.scan(add, start, (x, cotangent))
+    sums = jnp.stack(totals).sum(tuple(range(1, len(geometry.window))))
+    return sums.reshape(*geometry.window, -1, outs).astype(cotangent.dtype)
+
+
+def _by_input(view: Array, groups: int) -> Array:
+    """Turns channels into "in groups 1", to be multiplied by "1 groups out"."""
+    split = view.reshape(*view.shape[:-1], groups, -1)
+    return split.swapaxes(-1, -2)[..., None]

@@ -55,7 +55,7 @@ def test_every_kind_is_told_with_its_ratios(monkeypatch, capsys):
         assert str(case) in row
         assert "geometric mean" in mean
     assert "lax.scan" in "".join(lines)
-    assert all(lowering in lines[-1] for lowering in ("xla", "auto", "patches"))
+    assert all(lowering in lines[-1] for lowering in ("xla", "loop", "patches"))
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch):

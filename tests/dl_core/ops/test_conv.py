@@ -70,7 +70,9 @@ def cases(draw, transposed=False):
         ]
         limits = map(max, case["stride"], case["dilation"])
         case["output_padding"] = [draw(st.integers(0, n - 1)) for n in limits]
-    case["lowering"] = draw(st.sampled_from(["auto", "xla", "patches", "shifts"]))
+    case["lowering"] = draw(
+        st.sampled_from(["auto", "loop", "xla", "patches", "shifts"])
+    )
     return case
 
 
@@ -232,7 +234,7 @@ def test_causal_outputs_see_no_later_input(stride):
         assert np.flatnonzero(inputs).tolist() == wanted
 
 
-@pytest.mark.parametrize("lowering", ["auto", "patches", "shifts"])
+@pytest.mark.parametrize("lowering", ["auto", "loop", "patches", "shifts"])
 def test_second_derivatives_are_right(lowering):
     x, kernel = normal(0, 1, 4, 4, 2), normal(1, 3, 3, 1, 2)
 
@@ -243,7 +245,7 @@ def test_second_derivatives_are_right(lowering):
     check_grads(jax.jit(function), (x, kernel), order=2, modes=["rev"], rtol=2e-2)
 
 
-@pytest.mark.parametrize("lowering", ["auto", "patches", "shifts"])
+@pytest.mark.parametrize("lowering", ["auto", "loop", "patches", "shifts"])
 def test_a_mapped_convolution_is_each_by_itself(lowering):
     x, kernels = normal(0, 3, 2, 6, 6, 4), normal(1, 3, 3, 3, 1, 4)
 
@@ -277,7 +279,7 @@ def test_gradients_summed_in_slices_are_those_of_the_whole(monkeypatch):
         close(ours, wanted)
 
 
-@pytest.mark.parametrize("lowering", ["auto", "xla", "patches", "shifts"])
+@pytest.mark.parametrize("lowering", ["auto", "loop", "xla", "patches", "shifts"])
 @pytest.mark.parametrize("function", [conv, conv_transpose])
 def test_types_are_promoted_together(lowering, function):
     for x, kernel, wanted in (
@@ -308,17 +310,22 @@ def test_a_half_precision_gradient_is_as_good_as_the_compilers():
     exact = gradient("xla", jnp.float32)
     errors = {
         lowering: np.linalg.norm(gradient(lowering, jnp.bfloat16) - exact)
-        for lowering in ("xla", "auto")
+        for lowering in ("xla", "loop")
     }
-    assert errors["auto"] < 1.5 * errors["xla"]
+    assert errors["loop"] < 1.5 * errors["xla"]
 
 
-@pytest.mark.parametrize(("groups", "channels"), [(1, 128), (32, 64), (4, 32)])
-def test_wide_and_many_groups_equal_torch(groups, channels):
-    """What "auto" computes as patches, group by group, or all groups at once."""
+@pytest.mark.parametrize("lowering", ["auto", "loop"])
+@pytest.mark.parametrize(("groups", "channels"), [(32, 128), (4, 32), (8, 8)])
+def test_many_and_few_groups_equal_torch(groups, channels, lowering):
+    """What is computed as patches, group by group, and as shifts."""
     x = normal(0, 2, 6, 6, channels)
     kernel = normal(1, 3, 3, channels // groups, channels) / channels**0.5
-    ours = with_gradients(lambda x, w: conv(x, w, groups=groups, padding=1), x, kernel)
+
+    def apply(x, kernel):
+        return conv(x, kernel, groups=groups, padding=1, lowering=lowering)
+
+    ours = with_gradients(apply, x, kernel)
     tx = channels_first(x)
     tw = torch.tensor(np.moveaxis(kernel, (-1, -2), (0, 1)).copy(), requires_grad=True)
     y = functional.conv2d(tx, tw, groups=groups, padding=1)
@@ -384,9 +391,10 @@ def program(lowering, function=conv, dilation=1):
 
 @pytest.mark.parametrize("function", [conv, conv_transpose])
 def test_accelerators_get_the_compilers_own_convolution(monkeypatch, function):
-    assert program("auto", function) != program("xla", function)
+    assert program("loop", function) != program("xla", function)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert program("auto", function) == program("xla", function)
+    for lowering in ("auto", "loop"):
+        assert program(lowering, function) == program("xla", function)
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
