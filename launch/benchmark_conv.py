@@ -85,6 +85,8 @@ CASES = (
 
 IN_SCAN = tuple(CASES[i] for i in (4, 5, 9, 14, 22))
 _STEPS = 5
+_PAUSE = 0.02
+"""Seconds before each measurement: threads of the one before may still be spinning."""
 
 
 def run(repeats: int) -> None:
@@ -147,6 +149,7 @@ def _measure(
         function()
     for _ in range(repeats):
         for name, function in functions.items():
+            time.sleep(_PAUSE)
             start = time.perf_counter()
             function()
             times[name].append(1e3 * (time.perf_counter() - start))
