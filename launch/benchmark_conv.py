@@ -85,8 +85,8 @@ CASES = (
 
 IN_SCAN = tuple(CASES[i] for i in (4, 5, 9, 14, 22))
 _STEPS = 5
-_PAUSE = 0.02
-"""Seconds before each measurement: threads of the one before may still be spinning."""
+_WARM_UP = 0.02
+"""Seconds of calls before a measurement."""
 
 
 def run(repeats: int) -> None:
@@ -149,11 +149,18 @@ def _measure(
         function()
     for _ in range(repeats):
         for name, function in functions.items():
-            time.sleep(_PAUSE)
+            _warm_up(function)
             start = time.perf_counter()
             function()
             times[name].append(1e3 * (time.perf_counter() - start))
     return times
+
+
+def _warm_up(function: Callable[[], object]) -> None:
+    """Calls it until its threads are awake, and those of the one before asleep."""
+    end = time.perf_counter() + _WARM_UP
+    while time.perf_counter() < end:
+        function()
 
 
 def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
