@@ -200,6 +200,12 @@ def data(config: Config, data_dir: Any) -> Data:
         )
     sets = rotated(chosen.name, data_dir, chosen.train, chosen.validation, chosen.test)
 
+    if (channels := sets["train"]["image"].shape[-1]) != 1:
+        raise UserError(
+            f"--config.data.name={chosen.name}: expected grey images, found {channels} "
+            "channels"
+        )
+
     def batches(name: str, size: int) -> InMemory:
         image, label = sets[name]["image"], sets[name]["label"]
         return InMemory({"image": _reduced(image, chosen.size), "label": label}, size)

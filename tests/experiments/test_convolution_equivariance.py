@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from dl_core.config import replace, to_arrays
+from dl_core.errors import UserError
 from dl_core.ops.cost import parameter_count
 from dl_core.ops.group_conv import transform
 from experiments.convolution import equivariance
@@ -135,3 +136,16 @@ def test_turned_digits_are_compared_with_upright_ones():
     assert change[0] == 0
     assert change[1] < 1e-4 < change[2]
     assert error[0] == error[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data.size": 7}, r"data.size=7: nothing is left"),
+        ({"data.size": 13}, r"data.size=13: expected a divisor"),
+        ({"data.test": 90_000}, "90,000 are asked for"),
+    ],
+)
+def test_what_cannot_be_is_told(changes, words, data_dir):
+    with pytest.raises(UserError, match=words):
+        equivariance.data(replace(equivariance.Config(), changes), data_dir)
