@@ -179,8 +179,11 @@ class Network(nn.Module):
                 layers = [depthwise, conv(features, 1)]
             case "bottleneck":
                 few = max(1, features // 4)
-                window = conv(few, 3, stride=stride)
-                layers = [conv(few, 1), window, conv(features, 1)]
+                layers = [
+                    conv(few, 1),
+                    conv(few, 3, stride=stride),
+                    conv(features, 1),
+                ]
         for number, layer in enumerate(layers):
             x = BatchNorm()(layer(nn.relu(x) if number else x), train=train)
         return x
