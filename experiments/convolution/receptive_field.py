@@ -21,10 +21,9 @@ Look for: three dilated or strided layers reach as far as seven plain ones, 15 p
 In the plain stack many more paths lead to the centre than to the border: before
 training its field is a Gaussian, which widens with the root of the depth and not with
 the depth. With dilations 1, 2, 4 a few paths lead to every pixel: the field is filled
-to its border, though in a grid. So short a training narrows most fields a little, that
-of the dilated stack most (by a quarter in one seed), where Luo et al. saw them grow. Of
-the plain stack's three seeds one dies in training: no unit of its last layer opens, its
-field is empty and it guesses, which its means and spreads show.
+to its border, though in a grid. So short a training narrows the fields, by little more
+than the seeds differ, where Luo et al. saw them grow. The plain stack trains least
+reliably: when the sweep was run with other rounding, one of its three seeds died.
 The table holds the receptive fields of eleven published networks, computed from their
 layers, beside the published numbers.
 """
