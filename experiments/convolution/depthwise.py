@@ -19,7 +19,7 @@ where separable networks should be ahead of narrower standard ones; in so short 
 training on digits they are level with them at best. Nor does the time follow the
 multiply-adds: a depthwise filter does little work for each number that it reads and
 writes, and there are more layers, so on a CPU a seventh of the multiply-adds saves no
-more than two fifths of the time.
+more than half of the time.
 
 Multiply-adds are those of one image's forward pass, counted in the traced network
 (`dl_core.ops.cost`). The time is the wall clock of a whole run, the quickest seed of a
