@@ -34,22 +34,18 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from flax import struct
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 from matplotlib.figure import Figure
 
 from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.batches import Data, Generated
 from dl_core.data.planar import MODES, SPREAD, Target, sample
-from dl_core.ops.adversarial import (
-    Objective,
-    critic_loss,
-    generator_loss,
-    gradient_penalty,
-)
+from dl_core.nn.normalization import SpectralNorm
+from dl_core.ops.adversarial import Objective
 from dl_core.ops.transport import wasserstein
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product, zipped
+from dl_core.train.adversarial import Game, GanState
 from dl_core.train.metrics import Mean
 
 Constraint = Literal["none", "clipping", "gradient_penalty", "spectral"]
@@ -119,30 +115,15 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(
-        self, points: Float[Array, "n 2"], *, update: bool
+        self, points: Float[Array, "n 2"], *, train: bool
     ) -> Float[Array, " n"]:
-        """Returns the scores; `update` takes a step of the power iteration first."""
+        """Returns the scores; `train` takes a step of the power iteration first."""
 
         def dense(width, x):
             layer = nn.Dense(width)
-            if self.spectral:
-                return nn.SpectralNorm(layer)(x, update_stats=update)
-            return layer(x)
+            return SpectralNorm(layer)(x, train=train) if self.spectral else layer(x)
 
         return dense(1, nn.relu(dense(self.model.width, points)))[:, 0]
-
-
-@struct.dataclass
-class State:
-    """Both networks and both optimisers."""
-
-    step: Int[Array, ""]
-    generator: PyTree
-    critic: PyTree
-    power: PyTree
-    """What spectral normalisation carries from step to step."""
-    generator_opt: PyTree
-    critic_opt: PyTree
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -166,7 +147,7 @@ def make_batch(
     count = count or config.batch_size * config.critic_steps
     real, latent = jax.random.split(key)
     return {
-        "real": sample(config.target, real, count),
+        "example": sample(config.target, real, count),
         "latents": jax.random.normal(latent, (count, config.model.latent)),
     }
 
@@ -176,129 +157,89 @@ def make_test_batch(config: Config, key: jax.Array) -> dict[str, Array]:
     return make_batch(config, key, _OBSERVED)
 
 
-def generate(config: Config, params: PyTree, latents: Array) -> Float[Array, "n 2"]:
+def generate(
+    config: Config, variables: PyTree, latents: Float[Array, "n latent"]
+) -> Float[Array, "n 2"]:
     """Returns the generator's points."""
-    return Generator(config.model).apply({"params": params}, latents)
+    return Generator(config.model).apply(variables, latents)
 
 
 def criticise(
-    config: Config, params: PyTree, power: PyTree, points: Array
+    config: Config, state: GanState, points: Float[Array, "n 2"]
 ) -> Float[Array, " n"]:
     """Returns the critic's scores, leaving the power iteration as it is."""
     critic = Critic(config.model, config.constraint == "spectral")
-    return critic.apply({"params": params, **power}, points, update=False)
+    return critic.apply(state.critic.variables, points, train=False)
 
 
-def init(config: Config, key: jax.Array) -> State:
+def init(config: Config, key: jax.Array) -> GanState:
     """Returns both networks before training."""
     generator_key, critic_key = jax.random.split(key)
     latents, points = jnp.zeros((1, config.model.latent)), jnp.zeros((1, 2))
-    generator = Generator(config.model).init(generator_key, latents)["params"]
     critic = Critic(config.model, config.constraint == "spectral")
-    variables = critic.init(critic_key, points, update=False)
-    params = variables["params"]
-    return State(
-        step=jnp.int32(0),
-        generator=generator,
-        critic=params,
-        power={name: x for name, x in variables.items() if name != "params"},
-        generator_opt=make_optimizer(config).init(generator),
-        critic_opt=make_optimizer(config).init(params),
+    return GanState.create(
+        Generator(config.model).init(generator_key, latents),
+        critic.init(critic_key, points, train=False),
+        make_optimizer(config),
+        make_optimizer(config),
     )
 
 
 def train_step(
-    config: Config, state: State, batch: dict[str, Array], key: jax.Array
-) -> tuple[State, dict[str, Array]]:
+    config: Config, state: GanState, batch: dict[str, Array], key: jax.Array
+) -> tuple[GanState, dict[str, Array]]:
     """Takes one round: `critic_steps` critic updates, then one of the generator.
 
     With one critic step these are the alternating updates of the notes; every update
     sees points and latents of its own.
     """
     critic = Critic(config.model, config.constraint == "spectral")
-    mix_key, latent_key = jax.random.split(key)
-    batch = {
-        **batch,
-        "mix": jax.random.uniform(mix_key, batch["real"].shape[:1]),
-    }
 
-    def critic_update(carry, part):
-        params, power, opt = carry
-        generated = generate(config, state.generator, part["latents"])
+    def scores(variables, points, batch):
+        mutable = [name for name in variables if name != "params"]
+        return critic.apply(variables, points, train=True, mutable=mutable)
 
-        def loss_fn(params):
-            points = jnp.concatenate([part["real"], generated])
-            scores, power_ = critic.apply(
-                {"params": params, **power}, points, update=True, mutable=list(power)
-            )
-            loss = critic_loss(config.objective, *jnp.split(scores, 2))
-            if config.constraint == "gradient_penalty":
-                score = lambda x: criticise(config, params, power_, x)  # noqa: E731
-                slope = gradient_penalty(score, part["real"], generated, part["mix"])
-                loss += config.penalty * slope
-            return loss, power_
-
-        (loss, power), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, opt = make_optimizer(config).update(gradients, opt, params)
-        params = optax.apply_updates(params, updates)
-        if config.constraint == "clipping":
-            clip = lambda w: jnp.clip(w, -config.clip, config.clip)  # noqa: E731
-            params = jax.tree.map(clip, params)
-        return (params, power, opt), loss
-
+    game = Game(
+        lambda variables, batch: (generate(config, variables, batch["latents"]), {}),
+        scores,
+        objective=config.objective,
+        generator_optimizer=make_optimizer(config),
+        critic_optimizer=make_optimizer(config),
+        clip=config.clip if config.constraint == "clipping" else None,
+        penalty=config.penalty if config.constraint == "gradient_penalty" else None,
+    )
+    play_key, latent_key = jax.random.split(key)
     parts = jax.tree.map(
         lambda x: x.reshape(config.critic_steps, config.batch_size, *x.shape[1:]), batch
     )
-    carry = state.critic, state.power, state.critic_opt
-    (params, power, critic_opt), critic_losses = jax.lax.scan(
-        critic_update, carry, parts
-    )
-
-    shape = (config.batch_size, config.model.latent)
-    latents = jax.random.normal(latent_key, shape)
-
-    def loss_fn(generator):
-        points = generate(config, generator, latents)
-        scores = criticise(config, params, power, points)
-        return generator_loss(config.objective, scores)
-
-    loss, gradients = jax.value_and_grad(loss_fn)(state.generator)
-    updates, generator_opt = make_optimizer(config).update(
-        gradients, state.generator_opt, state.generator
-    )
-    state = state.replace(
-        step=state.step + 1,
-        generator=optax.apply_updates(state.generator, updates),
-        critic=params,
-        power=power,
-        generator_opt=generator_opt,
-        critic_opt=critic_opt,
-    )
-    return state, {"critic_loss": critic_losses[-1], "generator_loss": loss}
+    latents = jax.random.normal(latent_key, (config.batch_size, config.model.latent))
+    return game.play(state, parts, {"latents": latents}, play_key)
 
 
-def eval_step(config: Config, state: State, batch: dict[str, Array]) -> dict[str, Mean]:
+def eval_step(
+    config: Config, state: GanState, batch: dict[str, Array]
+) -> dict[str, Mean]:
     """Measures how far apart the critic sees fixed real and fixed generated points."""
-    points = generate(config, state.generator, batch["latents"])
-    real = criticise(config, state.critic, state.power, batch["real"])
-    generated = criticise(config, state.critic, state.power, points)
+    points = generate(config, state.generator.variables, batch["latents"])
+    real = criticise(config, state, batch["example"])
+    generated = criticise(config, state, points)
     return {"critic_difference": Mean.of(real - generated, batch["mask"])}
 
 
-def observe(config: Config, state: State, key: jax.Array) -> dict[str, Array]:
+def observe(config: Config, state: GanState, key: jax.Array) -> dict[str, Array]:
     """Returns real and generated points, and the critic there and on a grid."""
     batch = make_batch(config, key, _OBSERVED)
-    points = generate(config, state.generator, batch["latents"])
+    points = generate(config, state.generator.variables, batch["latents"])
     axis = jnp.linspace(-_EXTENT, _EXTENT, 49)
     grid = jnp.stack(jnp.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
 
     def critic(x):
-        return criticise(config, state.critic, state.power, x)
+        return criticise(config, state, x)
 
     return {
-        "real": batch["real"],
+        "real": batch["example"],
         "generated": points,
-        "critic_real": critic(batch["real"]),
+        "critic_real": critic(batch["example"]),
         "critic_generated": critic(points),
         "surface": critic(grid).reshape(49, 49),
     }

@@ -1,0 +1,1 @@
+"""Whole networks; each returns its output and its named activations (endpoints)."""

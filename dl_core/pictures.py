@@ -1,0 +1,84 @@
+"""What several figures draw alike: images side by side, finals seed by seed."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+
+def mosaic(
+    images: Float[np.ndarray, "n height width channels"], columns: int, gap: int = 1
+) -> Float[np.ndarray, "rows columns 3"]:
+    """Lays images of values from -1 to 1 out in rows, as `imshow` takes them.
+
+    Args:
+      images: grey (one channel) or coloured (three).
+      columns: images in a row; the last row is filled up with white.
+      gap: white pixels between images.
+
+    Returns:
+      One picture of values from 0 to 1.
+    """
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    colours = np.clip((np.repeat(images, 3 // images.shape[-1], axis=-1) + 1) / 2, 0, 1)
+    padded = np.ones((rows * columns, height + gap, width + gap, 3))
+    padded[:count, :height, :width] = colours
+    grid = padded.reshape(rows, columns, height + gap, width + gap, 3)
+    picture = grid.transpose(0, 2, 1, 3, 4).reshape(rows * (height + gap), -1, 3)
+    return picture[: picture.shape[0] - gap, : picture.shape[1] - gap]
+
+
+def table_of_mosaics(
+    rows: Mapping[str, Sequence[tuple[str, np.ndarray | None]]], columns: int
+) -> Figure:
+    """Draws a mosaic in each cell of a table.
+
+    Args:
+      rows: label of a row -> its cells: a title, which the first row shows, and images
+        as `mosaic` takes them, or None for a run that diverged.
+      columns: images in a row of a mosaic.
+    """
+    width = max(len(row) for row in rows.values())
+    fig, axes = plt.subplots(
+        len(rows),
+        width,
+        figsize=(1.9 * width, 1.15 * len(rows) + 0.6),
+        layout="constrained",
+        squeeze=False,
+    )
+    for line, (label, row) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label, fontsize=8)
+        for ax in line:
+            ax.set(xticks=[], yticks=[])
+        for ax, (title, images) in zip(line, row, strict=False):
+            ax.set_title(title if line is axes[0] else "", fontsize=9)
+            if images is None:
+                ax.text(0.5, 0.5, "diverged", ha="center", transform=ax.transAxes)
+            else:
+                ax.imshow(mosaic(images, columns))
+    return fig
+
+
+def seed_points(
+    ax: plt.Axes, at: float, values: Float[np.ndarray, " seeds"], color: str, label: str
+) -> None:
+    """Draws a point for each seed above a place, a bar at their mean.
+
+    Args:
+      ax: where.
+      at: the place.
+      values: NaN for a run that diverged; how many did is written above.
+      color: of all of it.
+      label: of the bar, in a legend.
+    """
+    finite = values[np.isfinite(values)]
+    ax.plot([at] * len(finite), finite, "o", ms=3.5, color=color, alpha=0.6)
+    mean = finite.mean() if len(finite) else np.nan
+    ax.plot([at], [mean], "_", ms=14, mew=2.5, color=color, label=label)
+    if lost := len(values) - len(finite):
+        place = ax.get_xaxis_transform()
+        text = {"color": color, "ha": "center", "va": "top", "fontsize": 7}
+        ax.text(at, 0.99, f"{lost} div.", transform=place, **text)
