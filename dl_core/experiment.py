@@ -15,7 +15,10 @@
     summary             (runs) -> one sentence, the measured result
 
 `init`, `train_step`, `eval_step` and `observe` are pure and traced; `state` is a pytree
-of finite numbers with a `step`, and holds no function and no key.
+of finite numbers with a `step`, and holds no function and no key. An evaluation writes
+its metrics as set/name (test/accuracy); where one computes a mapping, as
+`dl_core.metrics.generative.Generative` does, as set/key (test/frechet), without the
+metric's name.
 
 An experiment of several trainings in sequence defines `STAGES`, a tuple of `Stage`,
 instead of the functions above; each later stage's `init` takes the state that the stage

@@ -401,7 +401,10 @@ def _take(number: int | None, leaf: Any) -> Any:
 
 
 def _compute(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Merges the metrics of the batches of each set, and names them set/metric."""
+    """Merges the metrics of the batches of each set, and names them set/metric.
+
+    A metric that computes a mapping is written as set/key; its own name is left out.
+    """
     row = {}
     for name, batches in parts.items():
         if not batches:
@@ -409,5 +412,10 @@ def _compute(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
         for metric, first in batches[0].items():
             rest = [batch[metric] for batch in batches[1:]]
             total = functools.reduce(lambda a, b: a.merge(b), rest, first)
-            row[f"{name}/{metric}"] = total.compute()
+            found = total.compute()
+            named = found if isinstance(found, Mapping) else {metric: found}
+            for key, value in named.items():
+                if f"{name}/{key}" in row:
+                    raise ValueError(f"two metrics compute {name}/{key}")
+                row[f"{name}/{key}"] = value
     return row

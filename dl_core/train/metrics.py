@@ -1,7 +1,9 @@
 """Metrics of an evaluation: merged over batches, then computed once.
 
 An `eval_step` returns a dict of these. Padded examples are masked out, so a number does
-not depend on the batch size (up to rounding).
+not depend on the batch size (up to rounding). `compute` returns a number or an array,
+written under the metric's name, or a mapping of several, written under their own keys
+instead (`dl_core.metrics.generative`).
 """
 
 from typing import Self
