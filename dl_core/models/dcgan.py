@@ -32,12 +32,21 @@ Conditioning = Literal["none", "concatenation", "projection"]
 _INIT = nn.initializers.normal(0.02)
 
 
-def constrained(layer: nn.Module, constraint: Constraint, *, train: bool) -> Callable:
-    """Returns a layer as a function of its input, its kernels divided as told."""
+def constrained(
+    layer: nn.Module, constraint: Constraint, iterations: int = 1, *, train: bool
+) -> Callable:
+    """Returns a layer as a function of its input, its kernels divided as told.
+
+    Args:
+      layer: convolution or dense layer.
+      constraint: what to divide by.
+      iterations: of the power method in each training step.
+      train: whether to take them.
+    """
     if constraint == "none":
         return layer
     norm = {"spectral": "kernel", "operator": "operator"}[constraint]
-    divided = SpectralNorm(layer, norm=norm)
+    divided = SpectralNorm(layer, norm=norm, steps=iterations)
     return lambda x: divided(x, train=train)
 
 
@@ -102,6 +111,8 @@ class Critic(nn.Module):
     width: int
     """Channels after the first halving; each of the other two doubles them."""
     constraint: Constraint = "none"
+    iterations: int = 1
+    """Of the power method in each training step, where there is a constraint."""
     batch_norm: bool = False
     """Whether to normalise what all convolutions but the first give."""
     classes: int = 0
@@ -145,6 +156,10 @@ class Critic(nn.Module):
                 layers += [(self.width * factor, 4, 2), (self.width * factor * 2, 3, 1)]
         else:
             layers = [(width, 4, 2) for width in widths]
+
+        def limited(layer):
+            return constrained(layer, self.constraint, self.iterations, train=train)
+
         endpoints = {}
         for number, (features, size, stride) in enumerate(layers):
             normalised = self.batch_norm and number > 0
@@ -156,18 +171,17 @@ class Critic(nn.Module):
                 use_bias=not normalised,
                 lowering=self.lowering,
             )
-            x = constrained(layer, self.constraint, train=train)(x)
+            x = limited(layer)(x)
             if normalised:
                 x = BatchNorm(scale_init=_around_one)(x, train=train)
             x = nn.leaky_relu(x, 0.1 if self.refined else 0.2)
             endpoints[f"features_{x.shape[1]}"] = x
         x = x.reshape(len(x), -1)
-        scores = constrained(nn.Dense(1), self.constraint, train=train)(x)[:, 0]
+        scores = limited(nn.Dense(1))(x)[:, 0]
         if self.conditioning == "projection":
             embedding = nn.Dense(x.shape[1], use_bias=False, name="embedding")
             codes = one_hot(labels, self.classes)
-            embedded = constrained(embedding, self.constraint, train=train)(codes)
-            scores += jnp.sum(embedded * x, axis=-1)
+            scores += jnp.sum(limited(embedding)(codes) * x, axis=-1)
         return scores, endpoints
 
 

@@ -31,7 +31,7 @@ def make_critic(architecture: Architecture, **fields: Any) -> nn.Module:
 
     Args:
       architecture: which.
-      **fields: `width`, and if need be `constraint`, `batch_norm` (not of resnet),
+      **fields: `width`, and if need be `constraint`, `iterations`, `batch_norm`,
         `classes`, `conditioning`, `lowering`.
     """
     if architecture == "resnet":
