@@ -14,7 +14,10 @@ from typing import NamedTuple
 from dl_core.errors import UserError
 from dl_core.files import read_json, write_json
 
-EMBEDDED = {"mnist_subset": "dl_core.data.mnist_subset"}
+EMBEDDED = {
+    "bccd_small": "dl_core.data.bccd_small",
+    "mnist_subset": "dl_core.data.mnist_subset",
+}
 """The data sets that ship with the project, and the packages of their builders."""
 
 CHECKSUMS = "dl_core_files.json"
