@@ -4,6 +4,7 @@ loop   the training loop against a bare hand-written JAX loop on the same step, 
        takes about 10 ms on two cores (change it with --width and --batch_size)
 vmap   16 points of gans.toy trained all at once against the same points in turn
 conv   convolutions of every kind against torch, and inside a loop against outside
+gan    a step of DCGAN, critic and generator, against the same networks in torch
 """
 
 import contextlib
@@ -23,12 +24,15 @@ flags.DEFINE_integer("repeats", 5, "Measurements of each, interleaved.", lower_b
 flags.DEFINE_integer("steps", 500, "Steps of a measurement.", lower_bound=10)
 flags.DEFINE_integer("width", 384, "loop: width of the network.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 384, "loop: examples in a batch.", lower_bound=1)
+flags.DEFINE_float(
+    "peak_tflops", None, "gan: the accelerator's peak, bfloat16.", lower_bound=0.0
+)
 flags.DEFINE_string("data_dir", None, "Folder of the data sets (default: as for TFDS).")
 
 
 def main(args: list[str]) -> None:
     """Runs the benchmark that the argument names."""
-    benchmarks = {"loop": loop, "vmap": vmap, "conv": conv}
+    benchmarks = {"loop": loop, "vmap": vmap, "conv": conv, "gan": gan}
     if len(args) != 1 or args[0] not in benchmarks:
         given = " ".join(args)
         raise UserError(
@@ -120,6 +124,13 @@ def conv() -> None:
     from launch import benchmark_conv
 
     benchmark_conv.run(FLAGS.repeats)
+
+
+def gan() -> None:
+    """Prints images a second of a GAN's step, ours and torch's, and their ratio."""
+    from launch import benchmark_gan
+
+    benchmark_gan.run(FLAGS.repeats, FLAGS.peak_tflops)
 
 
 def _train(experiment, configs, *, together: bool) -> float:

@@ -112,8 +112,8 @@ def run(repeats: int) -> None:
     for case in CASES:
         line, both = f"{case.kind:<15}{case!s:<31}", []
         for backward in (False, True):
-            times = _measure(_functions(case, backward), repeats)
-            ours, xla = (_ratio(times["torch"], times[n]) for n in ("auto", "xla"))
+            times = measure(_functions(case, backward), repeats)
+            ours, xla = (ratio(times["torch"], times[n]) for n in ("auto", "xla"))
             took = statistics.median(times["auto"])
             line += f"{took:7.2f} ms {ours:5.2f} ({xla:.2f})"
             both.append(ours)
@@ -132,15 +132,15 @@ def run(repeats: int) -> None:
                 functions[lowering, steps] = _with_jax(
                     case, *_arrays(case), True, lowering, steps
                 )
-        times = _measure(functions, repeats)
+        times = measure(functions, repeats)
         for lowering in ("xla", "loop", "patches"):
             inside = [t / _STEPS for t in times[lowering, _STEPS]]
-            slower = _ratio(inside, times[lowering, None])
+            slower = ratio(inside, times[lowering, None])
             line += f" {lowering} {statistics.median(inside):.2f} ms ({slower:.2f})"
         print(line, flush=True)
 
 
-def _measure(
+def measure(
     functions: Mapping[Any, Callable[[], object]], repeats: int
 ) -> dict[Any, list[float]]:
     """Returns the milliseconds of each call; the functions take turns."""
@@ -163,7 +163,8 @@ def _warm_up(function: Callable[[], object]) -> None:
         function()
 
 
-def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Returns the median of the ratios of measurements that were taken together."""
     pairs = zip(numerators, denominators, strict=True)
     return statistics.median(a / b for a, b in pairs)
 

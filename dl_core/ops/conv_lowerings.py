@@ -14,8 +14,9 @@ the gradients of transposed ones, and inside a loop for the gradient with respec
 kernel (jax#12868). So there a transposed convolution is one ordinary convolution for
 all its phases at once, whose channels are then laid out in space (the polyphase form);
 the gradient of a depthwise kernel is summed example by example; and in a loop that of
-any kernel is a product of patches, a few examples at a time, so that they stay in the
-cache. `python -m launch.benchmark conv` measures all this against torch.
+any other kernel is itself written as an ordinary convolution, channels last, which XLA
+brings about by itself only outside of loops. `python -m launch.benchmark conv` measures
+all this against torch.
 
 All but "xla", and what is xla under "auto", have a backward pass of their own, made of
 the same pieces: gradients of any order, but no forward-mode ones.
@@ -131,8 +132,8 @@ def _conv_forward(geometry, forward, x, kernel):
 def _conv_backward(geometry, forward, saved, cotangent):
     x, kernel = saved
     dx = conv_transpose(cotangent, kernel.swapaxes(-1, -2), geometry, forward)
-    by = _shifts_gradient if forward == "shifts" else _patches_gradient
-    return dx, by(x, cotangent, geometry)
+    ways = {"loop": _correlation, "patches": _patches_gradient}
+    return dx, ways.get(forward, _shifts_gradient)(x, cotangent, geometry)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
@@ -246,14 +247,8 @@ def _polyphase_transpose(
     order = (*range(0, 2 * rank, 2), 2 * rank, *range(1, 2 * rank, 2), 2 * rank + 1)
     kernel = jnp.flip(kernel.transpose(order), range(rank))
     kernel = kernel.reshape(*counts, ins, math.prod(stride) * outs)
-    phases = Geometry(
-        spatial=x.shape[1:-1],
-        window=tuple(counts),
-        stride=(1,) * rank,
-        padding=tuple((c - 1, c - 1) for c in counts),
-        dilation=(1,) * rank,
-        groups=groups,
-    )
+    ones, around = (1,) * rank, tuple((c - 1, c - 1) for c in counts)
+    phases = Geometry(x.shape[1:-1], tuple(counts), ones, around, ones, groups)
     y = conv(x, _by_group(kernel, groups), phases, lowering)
     places = y.shape[1:-1]
     y = y.reshape(len(x), *places, groups, *stride, outs)
@@ -307,6 +302,28 @@ def _patches_times_kernel(x: Array, kernel: Array, geometry: Geometry) -> Array:
     columns = kernel.reshape(-1, groups, outs // groups).swapaxes(0, 1)
     y = (rows @ columns).swapaxes(0, 1)
     return y.reshape(len(x), *geometry.outputs, outs)
+
+
+def _correlation(x: Array, cotangent: Array, geometry: Geometry) -> Array:
+    """Returns the gradient with respect to the kernel, of a single group.
+
+    The cotangent, spread out by the stride, slides over the images, one step a tap; the
+    examples take the place of the input channels.
+    """
+    # Padded and cut beforehand: XLA is slow where a window outgrows its images.
+    x = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+    sides = zip(geometry.outputs, geometry.stride, geometry.extent, strict=True)
+    used = [slice((o - 1) * s + e) for o, s, e in sides]
+    # Sums over many positions of half precision would lose digits.
+    wide = jnp.promote_types(cotangent.dtype, jnp.float32)
+    images = x[(slice(None), *used)].swapaxes(0, -1).astype(wide)
+    window = jnp.moveaxis(cotangent, 0, -2).astype(wide)
+    spread, none = geometry.stride, ((0, 0),) * len(used)
+    slid = Geometry(
+        images.shape[1:-1], geometry.outputs, geometry.dilation, none, spread, groups=1
+    )
+    steps = _conv(slid, "loop", images, window)
+    return jnp.moveaxis(steps, 0, -2).astype(cotangent.dtype)
 
 
 def _patches_gradient(x: Array, cotangent: Array, geometry: Geometry) -> Array:
