@@ -49,12 +49,13 @@ def table_of_mosaics(
         layout="constrained",
         squeeze=False,
     )
-    for line, (label, row) in zip(axes, rows.items(), strict=True):
+    for number, (label, row) in enumerate(rows.items()):
+        line = axes[number]
         line[0].set_ylabel(label, fontsize=8)
         for ax in line:
             ax.set(xticks=[], yticks=[])
         for ax, (title, images) in zip(line, row, strict=False):
-            ax.set_title(title if line is axes[0] else "", fontsize=9)
+            ax.set_title(title if number == 0 else "", fontsize=9)
             if images is None:
                 ax.text(0.5, 0.5, "diverged", ha="center", transform=ax.transAxes)
             else:

@@ -71,7 +71,7 @@ class Run:
         if not rows:
             raise KeyError(f"no {metric} in {self.folder}")
         steps = np.array([row["step"] for row in rows])
-        return steps, np.array([row[metric] for row in rows])
+        return steps, np.array([row[metric] for row in rows], float)
 
     def final(self, metric: str) -> float:
         """Returns the last value of a metric; NaN for a run that diverged."""

@@ -1,0 +1,48 @@
+"""Images side by side, and points a seed."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from dl_core.pictures import mosaic, seed_points, table_of_mosaics
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_lie_row_by_row(channels):
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 4, 6, channels))
+    picture = mosaic(images, columns=3)
+    assert picture.shape == (2 * 4 + 1, 3 * 6 + 2, 3)
+    for number, image in enumerate(images):
+        top, left = 5 * (number // 3), 7 * (number % 3)
+        shown = picture[top : top + 4, left : left + 6]
+        wanted = np.broadcast_to((image + 1) / 2, shown.shape)
+        np.testing.assert_allclose(shown, wanted)
+    assert (picture[5:, 14:] == 1).all()
+    assert (picture[4] == 1).all()
+
+
+def test_values_out_of_range_are_clipped():
+    picture = mosaic(np.array([-3.0, 3.0]).reshape(2, 1, 1, 1), columns=2, gap=0)
+    np.testing.assert_array_equal(picture[..., 0], [[0, 1]])
+
+
+def test_a_diverged_run_has_a_cell_of_its_own():
+    images = np.zeros((4, 3, 3, 1))
+    fig = table_of_mosaics(
+        {"first": [("A", images), ("B", None)], "second": [("A", images)]}, columns=2
+    )
+    axes = np.reshape(fig.axes, (2, 2))
+    assert [len(ax.images) for ax in axes.flat] == [1, 0, 1, 0]
+    assert axes[0, 1].texts[0].get_text() == "diverged"
+    assert axes[0, 0].get_title() == "A"
+    plt.close(fig)
+
+
+def test_seeds_are_points_and_those_lost_are_counted():
+    fig, ax = plt.subplots()
+    seed_points(ax, 2.0, np.array([1.0, np.nan, 3.0]), "C0", "method")
+    points, bar = ax.lines
+    np.testing.assert_array_equal(points.get_xydata(), [[2, 1], [2, 3]])
+    np.testing.assert_array_equal(bar.get_xydata(), [[2, 2]])
+    assert ax.texts[0].get_text() == "1 div."
+    plt.close(fig)
