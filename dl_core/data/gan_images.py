@@ -38,6 +38,8 @@ class Images:
         32, "Pixels a side; below 32, averages of squares."
     )
 
+    test: str = static("test", "Split, or a slice of one, to compare with.")
+
     @property
     def channels(self) -> int:
         """1 for grey images, 3 for colours."""

@@ -118,6 +118,7 @@ PRESETS = {
         "model.latent": 4,
         "model.width": 2,
         "data.size": 8,
+        "data.test": "test[:100]",
     },
     "paper": {
         "steps": 100_000,
@@ -136,6 +137,8 @@ PRESETS = {
     },
 }
 
+_BATCH = 100
+"""Images that are compared at once."""
 _COLUMNS = 8
 """Fixed latents, of each of which an image a class is kept at each evaluation."""
 
@@ -175,7 +178,7 @@ def optimizers(config: Config) -> list[optax.GradientTransformation]:
 def data(config: Config, data_dir: Any) -> Data:
     """Returns real images with labels, and latents beside those of the test set."""
     name, count = config.data.name, config.batch_size * config.critic_steps
-    test = image_batches(name, "test", data_dir, 500, prepare)
+    test = image_batches(name, config.data.test, data_dir, _BATCH, prepare)
     return Data(
         image_batches(name, "train", data_dir, count, prepare),
         {"test": with_latents(test, config.model.latent)},

@@ -134,6 +134,7 @@ PRESETS = {
         "model.width": 2,
         "model.critic_width": 1,
         "data.size": 8,
+        "data.test": "test[:100]",
     },
     "paper": {
         "steps": 100_000,
@@ -153,7 +154,7 @@ PRESETS = {
     },
 }
 
-_BATCH = 500
+_BATCH = 100
 """Samples that are made and told apart at once."""
 _SHOWN = (6, 8)
 """Rows and columns of the samples that are kept at each evaluation."""
@@ -191,7 +192,8 @@ def data(config: Config, data_dir: Any) -> Data:
             f"--config.data.name={config.data.name}: expected grey images, to stack as "
             "channels"
         )
-    train, test = (load(config.data.name, s, data_dir) for s in ("train", "test"))
+    splits = ("train", config.data.test)
+    train, test = (load(config.data.name, split, data_dir) for split in splits)
     stacks = InMemory(
         {"image": train["image"]}, config.batch_size * config.critic_steps
     )

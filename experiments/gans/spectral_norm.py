@@ -122,6 +122,7 @@ PRESETS = {
         "model.width": 2,
         "model.latent": 4,
         "data.size": 8,
+        "data.test": "test[:100]",
     },
     "paper": {
         "steps": 100_000,
@@ -144,6 +145,8 @@ PRESETS = {
     },
 }
 
+_BATCH = 100
+"""Images that are compared at once."""
 _SHOWN = 8
 """Fixed latents whose images are kept at each evaluation."""
 
@@ -186,7 +189,7 @@ def optimizers(
 def data(config: Config, data_dir: Any) -> Data:
     """Returns real images, and latents beside those of the test set."""
     name, count = config.data.name, config.batch_size * config.critic_steps
-    test = image_batches(name, "test", data_dir, 500, prepare)
+    test = image_batches(name, config.data.test, data_dir, _BATCH, prepare)
     return Data(
         image_batches(name, "train", data_dir, count, prepare),
         {"test": with_latents(test, config.model.latent)},
