@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs
+PARALLEL ?= --numprocesses=auto --dist=loadgroup
 SWEEP = --experiment=classification.batch_norm --workdir=$(WORKDIR)
 
 .PHONY: quickstart test slow lint gallery clean
@@ -26,10 +27,10 @@ quickstart: $(VENV)/installed
 	@$(BIN)/python -m launch.figures $(SWEEP)
 
 test: $(VENV)/tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 slow: $(VENV)/tested
-	$(BIN)/python -m pytest --slow
+	$(BIN)/python -m pytest $(PARALLEL) --slow
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .

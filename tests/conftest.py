@@ -38,6 +38,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        # What shares slow fixtures goes to one process: a file, or an experiment.
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        group = params.get("name") if "contract" in item.path.name else None
+        item.add_marker(pytest.mark.xdist_group(group or item.path.stem))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -14,6 +14,7 @@ import functools
 import io
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -74,15 +75,14 @@ def load_pairs(chosen: PairsConfig, *, train: bool) -> Pairs:
         return side_by_side(
             chosen.path, "train" if train else "val", side, chosen.reverse
         )
-    pairs = edges_to_photographs(
-        reduced(photographs("train" if train else "test"), chosen.reduce)
-    )
-    height, width = pairs["target"].shape[1:3]
+    whole = photographs("train" if train else "test")
+    height, width = (side // chosen.reduce for side in whole.shape[1:3])
     if size > min(height, width):
         raise UserError(
             f"--config.data.size={size}: the photographs have {height}×{width} pixels "
             f"with --config.data.reduce={chosen.reduce}"
         )
+    pairs = edges_to_photographs(reduced(whole, chosen.reduce))
     if train:
         return pairs
     return {name: grid_of_crops(images, size) for name, images in pairs.items()}
@@ -205,7 +205,14 @@ def _images(path: str, split: str) -> Iterator[tuple[str, bytes]]:
             names = sorted(
                 n for n in opened.namelist() if n.lower().endswith(_SUFFIXES)
             )
-            yield from ((f"{archive}/{name}", opened.read(name)) for name in names)
+            for name in names:
+                try:
+                    content = opened.read(name)
+                except (zipfile.BadZipFile, RuntimeError, zlib.error) as error:
+                    raise UserError(
+                        f"{archive}: {name} cannot be read ({error})"
+                    ) from None
+                yield f"{archive}/{name}", content
             found = len(names)
     else:
         raise UserError(f"{flag}: there is neither {folder} nor {archive}")

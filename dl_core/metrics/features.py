@@ -25,7 +25,7 @@ An extractor is a traceable function, images "n height width channels" in [-1, 1
 ((5, 3), (5, 10))
 
 Images of another side are resized to the extractor's (bilinear, with antialiasing where
-they shrink), as is usual for Inception. Grey images are repeated to three channels
+they shrink). Grey images are repeated to three channels
 where the extractor wants three; colour is not thrown away, so a grey extractor refuses
 colour images.
 """
@@ -97,6 +97,16 @@ class Extractor:
         size = self.size or size
         images = jax.image.resize(images, (n, *size, channels), "bilinear")
         return self.network(jnp.broadcast_to(images, (n, *size, self.channels)))
+
+    def require_classes(self, count: int) -> None:
+        """Raises a `UserError` unless the logits are of so many classes."""
+        shape = (1, *(self.size or (32, 32)), self.channels)
+        _, logits = jax.eval_shape(self, jax.ShapeDtypeStruct(shape, jnp.float32))
+        if logits.shape[-1] != count:
+            raise UserError(
+                f"the classifier {self.name!r} does not fit: expected one of {count} "
+                f"classes, and it has {logits.shape[-1]}"
+            )
 
 
 def load_extractor(name_or_path: str | os.PathLike) -> Extractor:

@@ -6,48 +6,30 @@ and ReLU in the generator, leaky ReLU in the critic. Miyato et al., "Spectral
 normalization for generative adversarial networks", 2018, appendix B.4, table 3: the
 same with 3×3 layers of stride 1 between (`refined`).
 
-Labels enter the generator as a one-hot code beside the latent (Mirza & Osindero,
-"Conditional generative adversarial nets", 2014) and the critic as constant planes
-beside the image (concatenation) or as an inner product with its last features (Miyato
-& Koyama, "cGANs with projection discriminator", 2018).
-"""
+Labels enter the generator as a one-hot code beside the latent; how they enter the
+critic is told in `dl_core.models.conditioning`.
 
-from collections.abc import Callable
-from typing import Literal
+The generator's kernels begin as N(0, 0.02²), as published. The critic's begin with the
+variance 1/inputs: it has no batch normalisation here to make up for small ones.
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dl_core.models.conditioning import (
+    Conditioning,
+    Constraint,
+    constrained,
+    one_hot,
+    with_planes,
+)
 from dl_core.nn.conv import Conv, ConvTranspose
-from dl_core.nn.normalization import BatchNorm, SpectralNorm
+from dl_core.nn.normalization import BatchNorm
 from dl_core.ops.conv_lowerings import Lowering
 
-Constraint = Literal["none", "spectral", "operator"]
-"""What a critic's kernels are divided by: nothing, the largest singular value of the
-kernel as a matrix, or the norm of the layer as a linear operator on its images."""
-Conditioning = Literal["none", "concatenation", "projection"]
-
 _INIT = nn.initializers.normal(0.02)
-
-
-def constrained(
-    layer: nn.Module, constraint: Constraint, iterations: int = 1, *, train: bool
-) -> Callable:
-    """Returns a layer as a function of its input, its kernels divided as told.
-
-    Args:
-      layer: convolution or dense layer.
-      constraint: what to divide by.
-      iterations: of the power method in each training step.
-      train: whether to take them.
-    """
-    if constraint == "none":
-        return layer
-    norm = {"spectral": "kernel", "operator": "operator"}[constraint]
-    divided = SpectralNorm(layer, norm=norm, steps=iterations)
-    return lambda x: divided(x, train=train)
 
 
 class Generator(nn.Module):
@@ -130,7 +112,7 @@ class Critic(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, " n"], dict[str, Array]]:
-        """Returns the scores, and the features after each halving.
+        """Returns the scores, and the features after each convolution.
 
         Args:
           images: their side is a multiple of 8.
@@ -175,7 +157,7 @@ class Critic(nn.Module):
             if normalised:
                 x = BatchNorm(scale_init=_around_one)(x, train=train)
             x = nn.leaky_relu(x, 0.1 if self.refined else 0.2)
-            endpoints[f"features_{x.shape[1]}"] = x
+            endpoints[f"layer_{number}"] = x
         x = x.reshape(len(x), -1)
         scores = limited(nn.Dense(1))(x)[:, 0]
         if self.conditioning == "projection":
@@ -183,29 +165,6 @@ class Critic(nn.Module):
             codes = one_hot(labels, self.classes)
             scores += jnp.sum(limited(embedding)(codes) * x, axis=-1)
         return scores, endpoints
-
-
-def one_hot(labels: Int[Array, " n"] | None, classes: int) -> Float[Array, "n classes"]:
-    """Returns the codes of labels.
-
-    Raises:
-      ValueError: if there are no labels, or no classes.
-    """
-    if labels is None or classes < 1:
-        raise ValueError(
-            "a conditional network needs labels and their number of classes, got "
-            f"{'no labels' if labels is None else labels.shape} and {classes} classes"
-        )
-    return jax.nn.one_hot(labels, classes)
-
-
-def with_planes(
-    images: Float[Array, "n height width channels"], codes: Float[Array, "n classes"]
-) -> Float[Array, "n height width more"]:
-    """Returns images with a constant channel for each number of their codes."""
-    shape = (*images.shape[:3], codes.shape[-1])
-    planes = jnp.broadcast_to(codes[:, None, None], shape)
-    return jnp.concatenate([images, planes], axis=-1)
 
 
 def _around_one(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:

@@ -14,16 +14,18 @@ from dl_core.models import dcgan, sngan_resnet
 Architecture = Literal["dcgan", "standard", "resnet"]
 
 
-def make_generator(architecture: Architecture, **fields: Any) -> nn.Module:
+def make_generator(architecture: Architecture, width: int, **fields: Any) -> nn.Module:
     """Returns `(latents, labels, train=) -> (images, endpoints)`.
 
     Args:
       architecture: which.
-      **fields: `width`, `size`, `channels`, and if need be `classes`, `lowering`.
+      width: of the critic that it plays against. As published, the residual generator
+        has twice as many channels (256 and 128), the others as many.
+      **fields: `size`, `channels`, and if need be `classes`, `lowering`.
     """
     if architecture == "resnet":
-        return sngan_resnet.Generator(**fields)
-    return dcgan.Generator(refined=architecture == "standard", **fields)
+        return sngan_resnet.Generator(2 * width, **fields)
+    return dcgan.Generator(width, refined=architecture == "standard", **fields)
 
 
 def make_critic(architecture: Architecture, **fields: Any) -> nn.Module:

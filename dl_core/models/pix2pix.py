@@ -165,10 +165,14 @@ def _layers(patch: Patch, size: tuple[int, ...]) -> list[dict[str, Any]]:
         left = tuple(side >> halvings for side in size)
         return halvings * [halving] + [{"kernel_size": left, "padding": 0}]
     sliding = {"kernel_size": 4, "stride": 1, "padding": 1}
-    # A side of n has n - 1 after a window of 4 with a padding of 1.
-    halvings = _HALVINGS[patch]
-    if min(size) >> halvings < 3:
+    if min(size) < smallest_image(patch):
         raise ValueError(
             f"PatchCritic: images of {size} pixels are too small for patches of {patch}"
         )
-    return halvings * [halving] + 2 * [sliding]
+    return _HALVINGS[patch] * [halving] + 2 * [sliding]
+
+
+def smallest_image(patch: Patch) -> int:
+    """Returns the least side of images for patches of a size."""
+    # Each of the last two windows, of 4 with a padding of 1, takes one from a side.
+    return 3 << _HALVINGS[patch] if patch in _HALVINGS else 1

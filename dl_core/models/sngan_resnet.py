@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dl_core.models.dcgan import (
+from dl_core.models.conditioning import (
     Conditioning,
     Constraint,
     constrained,

@@ -5,7 +5,8 @@ that gets it too. Compared are a critic that does not, one with the label as con
 planes beside the image (concatenation, after Mirza & Osindero, "Conditional generative
 adversarial nets", 2014), and one with an inner product between the label's embedding
 and its last features (Miyato & Koyama, "cGANs with projection discriminator", 2018).
-All have spectrally normalised layers and the hinge loss.
+All have spectrally normalised layers, by one power iteration a step as published
+(`gans.spectral_norm` shows what that leaves open in short runs), and the hinge loss.
 
     python -m launch.sweep --experiment=gans.conditional --sweep=conditionings \
         --executor=vmap
@@ -51,11 +52,12 @@ from dl_core.data.gan_images import (
     to_unit,
     with_latents,
 )
+from dl_core.errors import UserError
 from dl_core.metrics.features import load_extractor
 from dl_core.metrics.frechet import frechet_distance
 from dl_core.metrics.generative import Generative
 from dl_core.metrics.moments import gaussian
-from dl_core.models.dcgan import Conditioning, Constraint
+from dl_core.models.conditioning import Conditioning, Constraint
 from dl_core.models.gans import Architecture, make_critic, make_generator
 from dl_core.ops.adversarial import Objective
 from dl_core.results import Runs, figure, mean_and_spread
@@ -151,11 +153,9 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
         # Several critic updates are a loop on the device.
         "lowering": "loop" if config.critic_steps > 1 else "auto",
     }
-    # As published: residual blocks of 256 channels there and 128 in the critic.
-    factor = 2 if model.architecture == "resnet" else 1
     generator = make_generator(
         model.architecture,
-        width=factor * model.width,
+        width=model.width,
         size=images.size,
         channels=images.channels,
         **shared,
@@ -177,8 +177,15 @@ def optimizers(config: Config) -> list[optax.GradientTransformation]:
 
 def data(config: Config, data_dir: Any) -> Data:
     """Returns real images with labels, and latents beside those of the test set."""
+    load_extractor(config.features).require_classes(CLASSES)
     name, count = config.data.name, config.batch_size * config.critic_steps
     test = image_batches(name, config.data.test, data_dir, _BATCH, prepare)
+    fewest = np.bincount(test.resident["label"], minlength=CLASSES).min()
+    if fewest < 2:
+        raise UserError(
+            f"--config.data.test={config.data.test}: the distance within classes needs "
+            f"two images of each or more, and of one there are {fewest}"
+        )
     return Data(
         image_batches(name, "train", data_dir, count, prepare),
         {"test": with_latents(test, config.model.latent)},

@@ -53,6 +53,7 @@ from dl_core.data.gan_images import Images, to_unit
 from dl_core.data.memory import load
 from dl_core.data.stacked import (
     CHANNELS,
+    CLASSES,
     MODES,
     StackCoverage,
     draw_stacks,
@@ -192,6 +193,7 @@ def data(config: Config, data_dir: Any) -> Data:
             f"--config.data.name={config.data.name}: expected grey images, to stack as "
             "channels"
         )
+    load_extractor(config.features).require_classes(CLASSES)
     splits = ("train", config.data.test)
     train, test = (load(config.data.name, split, data_dir) for split in splits)
     stacks = InMemory(

@@ -42,8 +42,9 @@ from matplotlib.figure import Figure
 from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.batches import Data, InMemory
 from dl_core.data.pairs import PairsConfig, jitter, load_pairs, to_unit
+from dl_core.errors import UserError
 from dl_core.metrics.translation import Ratio, gradient_energy, nearest, palette
-from dl_core.models.pix2pix import Patch, PatchCritic, UNet
+from dl_core.models.pix2pix import Patch, PatchCritic, UNet, smallest_image
 from dl_core.ops.adversarial import critic_loss, generator_loss
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
@@ -139,6 +140,17 @@ def make_networks(config: Config) -> tuple[UNet, PatchCritic]:
 
 def data(config: Config, data_dir: Any) -> Data:
     """Returns training pairs, and test pairs with the palette of the training ones."""
+    size, patch = config.data.size, config.model.patch
+    if size & (size - 1):
+        raise UserError(
+            f"--config.data.size={size}: expected a power of two, which the generator "
+            "halves to a single pixel"
+        )
+    if patch != "image" and size < smallest_image(patch):
+        raise UserError(
+            f"--config.model.patch={patch}: expected images of at least "
+            f"{smallest_image(patch)} pixels for it, and --config.data.size is {size}"
+        )
     train = load_pairs(config.data, train=True)
     test = load_pairs(config.data, train=False)
     colors = palette(train["target"], config.classes)

@@ -12,6 +12,7 @@ import torch
 
 from dl_core.config import replace, to_arrays
 from dl_core.data.gan_images import CLASSES
+from dl_core.errors import UserError
 from dl_core.train.adversarial import Game
 from experiments.gans import conditional
 
@@ -169,3 +170,9 @@ def test_the_grid_shows_every_class_from_the_same_latents(untrained):
     latents = jax.random.normal(jax.random.key(0), (8, 3))
     row = conditional.generate(config, untrained, latents, jnp.full(8, 6))
     np.testing.assert_allclose(images[6], row, atol=1e-6)
+
+
+def test_too_few_test_images_are_told_before_training(data_dir):
+    config = replace(conditional.Config(), {"data.test": "test[:12]"})
+    with pytest.raises(UserError, match=r"--config\.data\.test=test\[:12\]: .* two"):
+        conditional.data(config, data_dir)

@@ -64,11 +64,8 @@ def test_stacks_and_latents_are_drawn_anew(made):
         assert (values != other[name]).mean() > 0.05
 
 
-@pytest.mark.parametrize(
-    ("constraint", "updates"), [("none", 1), ("clipping", 2), ("spectral", 1)]
-)
-def test_a_step_moves_both_networks(data_dir, constraint, updates):
-    config = tiny(constraint=constraint, critic_steps=updates, clip=0.005)
+def test_clipping_bounds_every_weight_of_the_critic(data_dir):
+    config = tiny(constraint="clipping", critic_steps=2, clip=0.005)
     batches = module.data(config, data_dir).train
     arrays, key = to_arrays(config), jax.random.key(0)
     state = module.init(arrays, key)
@@ -77,12 +74,8 @@ def test_a_step_moves_both_networks(data_dir, constraint, updates):
     )
     assert all(np.isfinite(x) for x in losses.values())
     assert int(new.step) == 1
-    for player in ("generator", "critic"):
-        pairs = (getattr(s, player).params for s in (state, new))
-        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), *pairs)
-        assert any(jax.tree.leaves(moved))
     largest = max(np.abs(x).max() for x in jax.tree.leaves(new.critic.params))
-    assert (largest <= 0.005) == (constraint == "clipping")
+    assert np.isclose(largest, 0.005)
 
 
 def test_a_generator_of_one_image_has_collapsed(data_dir):

@@ -8,6 +8,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 
 from dl_core.config import replace
+from dl_core.errors import UserError
 from experiments.gans import pix2pix
 
 SMALL = {**pix2pix.PRESETS["smoke"], "data.size": 16, "model.patch": 16}
@@ -139,3 +140,20 @@ def test_the_step_is_adams_on_the_whole_loss():
         ours,
         theirs,
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.size": 48}, r"--config\.data\.size=48: expected a power of two"),
+        (
+            {"data.size": 16, "model.patch": 70},
+            r"--config\.model\.patch=70: expected images of at least 24 pixels",
+        ),
+        ({"data.reduce": 300}, r"--config\.data\.size=64: the photographs have 0×1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_told(changes, message):
+    config = replace(pix2pix.Config(), changes)
+    with pytest.raises(UserError, match=message):
+        pix2pix.data(config, None)

@@ -1,15 +1,28 @@
 """The critic's constraints, after training; what the figures make of the runs."""
 
+import importlib
+
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from dl_core.config import replace, to_arrays
 from dl_core.data.digits import FOLDER, read_idx
+from dl_core.errors import UserError
 from dl_core.results import Run, Runs
 from experiments.gans import spectral_norm as experiment
 
 IMAGES = read_idx(FOLDER / "train-images-idx3-ubyte.gz")[:512, ..., None]
+
+
+@jax.jit
+def step(config, state, images, key):
+    batch = experiment.prepare(config, {"image": images}, None)
+    return experiment.train_step(config, state, batch, key)[0]
+
+
+observe = jax.jit(experiment.observe)
 
 
 def trained(steps, **changes):
@@ -19,19 +32,13 @@ def trained(steps, **changes):
         | changes,
     )
     arrays = to_arrays(config)
-
-    @jax.jit
-    def step(state, images, key):
-        batch = experiment.prepare(arrays, {"image": images}, None)
-        return experiment.train_step(arrays, state, batch, key)[0]
-
     state = jax.jit(experiment.init)(arrays, jax.random.key(0))
     count = config.batch_size * config.critic_steps
     rng = np.random.default_rng(0)
     for number in range(steps):
         images = IMAGES[rng.integers(0, len(IMAGES), count)]
-        state = step(state, images, jax.random.key(number))
-    seen = jax.jit(experiment.observe)(arrays, state, jax.random.key(0))
+        state = step(arrays, state, images, jax.random.key(number))
+    seen = observe(arrays, state, jax.random.key(0))
     return config, state, jax.device_get(seen)
 
 
@@ -72,54 +79,55 @@ def test_without_a_constraint_the_singular_values_are_the_kernels():
         np.testing.assert_allclose(seen[f"{name}/singular_values"], values, rtol=1e-4)
 
 
-def test_clipping_bounds_every_weight():
-    _, state, _ = trained(3, constraint="clipping", critic_steps=2)
-    weights = np.concatenate(
-        [np.ravel(x) for x in jax.tree.leaves(state.critic.params)]
-    )
-    assert np.abs(weights).max() == pytest.approx(0.01)
-
-
-def test_the_step_size_falls_to_zero():
-    config = replace(experiment.Config(), {"optimizer.falls": True, "steps": 4})
-    optimizer = experiment.make_optimizer(to_arrays(config), 4)
-    state = optimizer.init(np.float32(0))
-    moves = []
-    for _ in range(5):
-        move, state = optimizer.update(np.float32(1), state)
-        moves.append(abs(float(move)))
-    np.testing.assert_allclose(
-        moves, 2e-4 * np.array([1, 0.75, 0.5, 0.25, 0]), rtol=1e-3
-    )
-
-
-def test_the_average_lags_behind_the_generator():
-    _, plain, _ = trained(2)
-    _, state, _ = trained(2, average=0.9)
-    for other, now in zip(
-        jax.tree.leaves(state.generator), jax.tree.leaves(plain.generator), strict=True
-    ):
-        np.testing.assert_array_equal(other, now)
-    averages = jax.tree.leaves(state.average["params"])
-    networks = jax.tree.leaves(state.generator.params)
-    assert any((a != b).any() for a, b in zip(averages, networks, strict=True))
-    for a, b in zip(
-        jax.tree.leaves(plain.average["params"]),
-        jax.tree.leaves(plain.generator.params),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_a_collapse_is_told():
     base = {"steps": 500, "features": "mnist_subset", "seed": 0, "constraint": "none"}
-    base["objective"] = "hinge"
     base |= dict(zip(experiment._SETTING, experiment.SETTINGS["C"], strict=True))
     results = [
-        {"status": "done", "metrics": {"test/frechet": 3.0, "test/collapsed": flag}}
+        {
+            "status": "done",
+            "metrics": {
+                "test/frechet": 3.0,
+                "test/collapsed": flag,
+                "observed/largest_singular_value": 2.0,
+            },
+        }
         for flag in (0.0, 1.0)
     ]
     runs = Runs(
         Run({**base, "seed": seed}, (), result) for seed, result in enumerate(results)
     )
     assert "1 of 2 runs collapsed" in experiment.summary(runs)
+
+
+def test_normalised_batches_do_not_go_with_the_penalty(data_dir):
+    changes = {"constraint": "gradient_penalty", "model.batch_norm": True}
+    config = replace(experiment.Config(), changes)
+    with pytest.raises(UserError, match=r"--config\.model\.batch_norm"):
+        experiment.data(config, data_dir)
+
+
+@pytest.mark.parametrize("name", ["spectral_norm", "conditional"])
+def test_the_papers_preset_has_the_published_widths(name):
+    module = importlib.import_module(f"experiments.gans.{name}")
+    config = replace(module.Config(), module.PRESETS["paper"])
+    generator, critic = module.networks(config)
+    assert (generator.width, critic.width) == (256, 128)
+
+
+def test_the_spectra_of_residual_networks_are_drawn(tmp_path):
+    base = {"steps": 4, "features": "mnist_subset"}
+    keys = ("block_0/Conv_0", "block_0/Conv_1", "Dense_0")
+    arrays = {f"{key}/singular_values": np.array([1.0, 0.5]) for key in keys}
+    arrays |= {f"{key}/operator_norm": np.array(1.0) for key in keys}
+    runs = []
+    for constraint in ("none", "spectral"):
+        folder = tmp_path / constraint
+        (folder / "artifacts").mkdir(parents=True)
+        np.savez(folder / "artifacts/train-00000004.npz", **arrays)
+        values = zip(experiment._SETTING, experiment.SETTINGS["D"], strict=True)
+        config = {**base, "constraint": constraint, "seed": 0, **dict(values)}
+        runs.append(Run(config, (), {"status": "done", "metrics": {}}, folder))
+    fig = experiment.singular_values(Runs(runs))
+    titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
+    assert titles == list(keys)
+    plt.close(fig)

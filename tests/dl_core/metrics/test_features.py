@@ -239,3 +239,10 @@ def test_functions_of_another_kind(tmp_path):
     save_function(path, means, (n, 4, 4, 3), platforms=("cuda",))
     with pytest.raises(UserError, match="exported for cuda, and this is a cpu"):
         load_extractor(path)
+
+
+def test_the_number_of_classes_is_checked():
+    extractor = load_extractor("mnist_subset")
+    extractor.require_classes(10)
+    with pytest.raises(UserError, match=r"expected one of 1000 classes, and it has 10"):
+        extractor.require_classes(1000)

@@ -71,7 +71,18 @@ def exact(dims, shift):
     return 3 * squares[0] / dims + 3 * squares[1] / dims**2 + squares[2] / dims**3
 
 
-@pytest.mark.parametrize(("dims", "shift"), [(8, 0.0), (8, 0.3), (32, 0.1), (1, 2.0)])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("dims", "shift"),
+    [
+        (8, 0.0),
+        (8, 0.3),
+        pytest.param(32, 0.1, marks=_SLOW),
+        pytest.param(1, 2.0, marks=_SLOW),
+    ],
+)
 def test_how_often_the_interval_holds_the_truth(dims, shift):
     """About 95 % of the time, and more often where the sets hardly differ."""
     truth = exact(dims, shift)

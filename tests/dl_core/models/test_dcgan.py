@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dl_core.models.dcgan import Critic, Generator, with_planes
+from dl_core.models.conditioning import with_planes
+from dl_core.models.dcgan import Critic, Generator
 from launch import benchmark_gan, benchmark_gan_torch
 from launch.benchmark_gan import Case
 
@@ -127,7 +128,7 @@ def test_projection_adds_an_inner_product_with_the_labels_row():
     plain = {k: v for k, v in variables["params"].items() if k != "embedding"}
     without, _ = Critic(2).apply({"params": plain}, images, train=False)
     rows = variables["params"]["embedding"]["kernel"][LABELS]
-    features = endpoints["features_2"].reshape(3, -1)
+    features = endpoints["layer_2"].reshape(3, -1)
     np.testing.assert_allclose(
         scores - without, np.sum(rows * features, axis=1), atol=1e-5
     )
@@ -173,9 +174,10 @@ def test_shapes_on_the_way(refined):
     if not refined:
         del sides["features_32"]  # The last doubling makes the image itself.
     assert {name: x.shape[1] for name, x in ups.items()} == sides
-    widths = (8, 16, 32) if refined else (4, 8, 16)
-    for side, width in zip((16, 8, 4), widths, strict=True):
-        assert downs[f"features_{side}"].shape == (2, side, side, width)
+    wanted = [(16, 4), (8, 8), (4, 16)]
+    if refined:
+        wanted = [(32, 4), (16, 4), (16, 8), (8, 8), (8, 16), (4, 16), (4, 32)]
+    assert [x.shape for x in downs.values()] == [(2, n, n, w) for n, w in wanted]
 
 
 @pytest.mark.parametrize(
