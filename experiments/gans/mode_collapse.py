@@ -22,6 +22,12 @@ so short a training. `batches` varies the size of the minibatch and the critic's
 a step, at the same number of generator updates, for the Wasserstein loss with gradient
 penalty.
 
+Look for: with the gradient penalty some 300 of 1,000 modes are found in 600 steps,
+under the Wasserstein and under the non-saturating loss alike; with clipping or spectral
+normalisation tens, without a constraint or with the hinge loss a handful: there all
+samples are one blot. So in so short a training it is the penalty that makes the
+difference, not the objective.
+
 Real stacks are the reference: as many, drawn from the test digits, told apart by the
 same classifier. They do not reach 1,000 modes and a divergence of 0 either: 2,500 draws
 that are uniform over the modes have 918 of them on average, and a divergence of about
