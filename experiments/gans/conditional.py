@@ -20,9 +20,10 @@ The distance within classes, a mean over them (the intra FID of Miyato & Koyama,
 the features), is large where samples are good digits of the wrong class, and where all
 of a class are alike. In 2,500 steps the projection takes samples to the class accuracy
 of the test images themselves (94 %, at 16×16 pixels), the concatenation to 68 ± 5 %,
-falling from its best; without labels the critic leaves a single image. Adam's decays, 0 and 0.9, are theirs too and matter here: with
-`--config.optimizer.beta1=0.5 --config.optimizer.beta2=0.999` one run of 1,000 steps
-gave one digit a class whatever the latent, of the right class in nearly all cases.
+falling from its best; without labels the critic leaves a single image. Adam's decays,
+0 and 0.9, are theirs too and matter here: with `--config.optimizer.beta1=0.5
+--config.optimizer.beta2=0.999` one run of 1,000 steps gave one digit a class whatever
+the latent, of the right class in nearly all cases.
 
 `--preset=paper` is CIFAR-10 with the residual networks and the projection, as the
 authors' code sets it (pfnet-research/sngan_projection: hinge loss, batches of 64, five
