@@ -1,5 +1,8 @@
 """Options, type checking, and the data every test shares."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import pathlib
 import sys
@@ -7,6 +10,7 @@ import tempfile
 import typing
 
 import jaxtyping
+import psutil
 import pytest
 
 # The folders beside this file are named like the packages, and would be taken for them.
@@ -27,8 +31,11 @@ os.environ.setdefault(
 
 jaxtyping.install_import_hook(["dl_core", "experiments"], "typecheck.check")
 
+import jax  # noqa: E402
+
 from dl_core.data import prepare  # noqa: E402
 from dl_core.data.batches import Batches  # noqa: E402
+from dl_core.train import program  # noqa: E402
 
 typing.runtime_checkable(Batches)  # Else beartype cannot check who takes one.
 
@@ -47,6 +54,22 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+
+
+_ENOUGH = 3 * 2**30
+"""Bytes of memory from which on a process lets go of its compiled programs."""
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Keeps the thousands of programs of a whole run from filling a small machine."""
+    yield
+    if psutil.Process().memory_info().rss > _ENOUGH:
+        program._cached.cache_clear()
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # Else freed memory stays ours.
 
 
 @pytest.fixture(scope="session")
