@@ -47,7 +47,10 @@ def test_list(root):
     result = _run("list", TFDS_DATA_DIR=str(root))
     assert result.returncode == 0
     assert result.stderr == ""
-    first, head, row, last = result.stdout.splitlines()
+    first, head, *rows, last = result.stdout.splitlines()
+    (row,) = (row for row in rows if row.split()[0] == "mnist_subset")
+    (other,) = (row for row in rows if row.split()[0] == "bccd_small")
+    assert "embedded" in other
     assert first == f"in {root}:"
     assert head.split() == ["name", "version", "examples", "size"]
     assert row.split()[:2] == ["mnist_subset", "1.0.0"]
@@ -56,10 +59,11 @@ def test_list(root):
     assert "any other TFDS name can be prepared" in last
 
 
-def test_list_of_nothing_shows_the_embedded_one(tmp_path):
+def test_list_of_nothing_shows_the_embedded_ones(tmp_path):
     result = _run("list", f"--data_dir={tmp_path / 'none'}")
     assert result.returncode == 0
     assert "mnist_subset" in result.stdout
+    assert "bccd_small" in result.stdout
     assert "prepared when it is first used" in result.stdout
 
 
