@@ -5,14 +5,14 @@ pixels, which strided networks halve evenly. Smaller sides are for quick runs on
 """
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from dl_core.config import config, static
-from dl_core.data.batches import InMemory, Prepare, Streamed
+from dl_core.data.batches import Batch, InMemory, Prepare, Streamed
 from dl_core.data.named import named_batches
 from dl_core.ops.pooling import avg_pool
 
@@ -64,6 +64,17 @@ def image_batches(
     """
     shapes = {"image": SHAPES[name], "label": ()}
     return named_batches(name, split, data_dir, batch_size, shapes, prepare)
+
+
+def prepare(config: Any, batch: Batch, key: Any) -> dict[str, Array]:
+    """Returns a batch with its images as `example`, for `image_batches`.
+
+    Args:
+      config: has the `Images` as `data`.
+      batch: with `image`, bytes.
+      key: not used.
+    """
+    return {**batch, "example": to_unit(batch["image"], config.data.size)}
 
 
 def with_latents(batches: InMemory, latent: int) -> InMemory:

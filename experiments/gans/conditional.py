@@ -52,7 +52,7 @@ from dl_core.data.gan_images import (
     CLASSES,
     Images,
     image_batches,
-    to_unit,
+    prepare,
     with_latents,
 )
 from dl_core.errors import UserError
@@ -67,6 +67,7 @@ from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
 from dl_core.train.adversarial import Game, GanState
 from dl_core.train.metrics import Mean
+from dl_core.train.optimizers import FallingAdam
 
 
 @config
@@ -79,16 +80,6 @@ class Model:
     )
     latent: int = static(64, "Dimensions of the latent.", at_least=1)
     width: int = static(16, "Channels of the narrowest layers.", at_least=1)
-
-
-@config
-class Optimizer:
-    """Adam, for both networks."""
-
-    learning_rate: float = traced(1e-3, "Step size.", above=0)
-    beta1: float = traced(0.0, "Decay of the mean.", at_least=0, below=1)
-    beta2: float = traced(0.9, "Decay of the square.", at_least=0, below=1)
-    falls: bool = static(False, "Whether the step size falls linearly to 0.")
 
 
 @config
@@ -109,7 +100,7 @@ class Config(RunConfig):
         "mnist_subset", "Classifier that evaluates: a name, or the path of one."
     )
     model: Model = nested(Model)
-    optimizer: Optimizer = nested(Optimizer)
+    optimizer: FallingAdam = nested(FallingAdam, beta1=0.0, beta2=0.9)
     data: Images = nested(Images, size=16)
 
 
@@ -167,15 +158,10 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
     return generator, make_critic(model.architecture, width=model.width, **shared)
 
 
-def optimizers(config: Config) -> list[optax.GradientTransformation]:
+def optimizers(config: Config) -> tuple[optax.GradientTransformation, ...]:
     """Returns the update rules of the generator and of the critic."""
-    optimizer, rates = config.optimizer, [config.optimizer.learning_rate] * 2
-    if optimizer.falls:
-        rates = [
-            optax.schedules.linear_schedule(rate, 0.0, config.steps * updates)
-            for rate, updates in zip(rates, (1, config.critic_steps), strict=True)
-        ]
-    return [optax.adam(rate, optimizer.beta1, optimizer.beta2) for rate in rates]
+    make, steps = config.optimizer.make, config.steps
+    return make(steps), make(steps * config.critic_steps)
 
 
 def data(config: Config, data_dir: Any) -> Data:
@@ -193,11 +179,6 @@ def data(config: Config, data_dir: Any) -> Data:
         image_batches(name, "train", data_dir, count, prepare),
         {"test": with_latents(test, config.model.latent)},
     )
-
-
-def prepare(config: Config, batch: dict[str, Array], key: Any) -> dict[str, Array]:
-    """Returns the batch with its images as `example`."""
-    return {**batch, "example": to_unit(batch["image"], config.data.size)}
 
 
 def init(config: Config, key: jax.Array) -> GanState:

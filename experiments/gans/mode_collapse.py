@@ -75,6 +75,7 @@ from dl_core.pictures import mosaic
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product, zipped
 from dl_core.train.adversarial import Game, GanState
+from dl_core.train.optimizers import Adam
 
 Constraint = Literal["none", "clipping", "gradient_penalty", "spectral"]
 
@@ -93,15 +94,6 @@ class Model:
         "Whether a critic without a constraint normalises its batches, real and "
         "generated ones apart.",
     )
-
-
-@config
-class Optimizer:
-    """Adam, for both networks."""
-
-    learning_rate: float = traced(1e-3, "Step size.", above=0)
-    beta1: float = traced(0.5, "Decay of the mean.", at_least=0, below=1)
-    beta2: float = traced(0.9, "Decay of the square.", at_least=0, below=1)
 
 
 @config
@@ -125,7 +117,7 @@ class Config(RunConfig):
         "mnist_subset", "Classifier of the digits: a name, or a file."
     )
     model: Model = nested(Model)
-    optimizer: Optimizer = nested(Optimizer)
+    optimizer: Adam = nested(Adam, beta2=0.9)
     data: Images = nested(Images, size=16)
 
 
@@ -184,8 +176,7 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns the update rule of either network."""
-    optimizer = config.optimizer
-    return optax.adam(optimizer.learning_rate, optimizer.beta1, optimizer.beta2)
+    return config.optimizer.make()
 
 
 def data(config: Config, data_dir: Any) -> Data:

@@ -53,6 +53,7 @@ from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
 from dl_core.train.adversarial import Player
 from dl_core.train.metrics import Mean
+from dl_core.train.optimizers import Adam
 
 Objective = Literal["l1", "gan", "cgan", "l1+gan", "l1+cgan"]
 
@@ -68,15 +69,6 @@ class Model:
 
 
 @config
-class Optimizer:
-    """Adam, for both networks."""
-
-    learning_rate: float = traced(1e-3, "Step size.", above=0)
-    beta1: float = traced(0.5, "Decay of the mean.", at_least=0, below=1)
-    beta2: float = traced(0.999, "Decay of the square.", at_least=0, below=1)
-
-
-@config
 class Config(RunConfig):
     """Settings of the experiment; a step updates the critic, then the generator."""
 
@@ -87,7 +79,7 @@ class Config(RunConfig):
     l1_weight: float = traced(100.0, "Weight of the l1 term.", at_least=0)
     classes: int = static(3, "Colours that the pixels are counted as.", at_least=2)
     model: Model = nested(Model)
-    optimizer: Optimizer = nested(Optimizer)
+    optimizer: Adam = nested(Adam)
     data: PairsConfig = nested(PairsConfig)
 
 
@@ -130,8 +122,7 @@ class State:
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns the update rule of either network."""
-    optimizer = config.optimizer
-    return optax.adam(optimizer.learning_rate, optimizer.beta1, optimizer.beta2)
+    return config.optimizer.make()
 
 
 def make_networks(config: Config) -> tuple[UNet, PatchCritic]:

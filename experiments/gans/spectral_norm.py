@@ -53,7 +53,7 @@ from matplotlib.figure import Figure
 
 from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.batches import Data
-from dl_core.data.gan_images import Images, image_batches, to_unit, with_latents
+from dl_core.data.gan_images import Images, image_batches, prepare, with_latents
 from dl_core.errors import UserError
 from dl_core.metrics.features import load_extractor
 from dl_core.metrics.generative import Generative
@@ -64,6 +64,7 @@ from dl_core.pictures import seed_points, table_of_mosaics
 from dl_core.results import Run, Runs, figure, mean_and_spread
 from dl_core.sweep import product, zipped
 from dl_core.train.adversarial import Game, GanState
+from dl_core.train.optimizers import FallingAdam
 
 Constraint = Literal["none", "clipping", "gradient_penalty", "spectral", "operator"]
 
@@ -79,16 +80,6 @@ class Model:
     power_iterations: int = static(
         100, "Of spectral normalisation, in each step.", at_least=1
     )
-
-
-@config
-class Optimizer:
-    """Adam, for both networks."""
-
-    learning_rate: float = traced(2e-4, "Step size.", above=0)
-    beta1: float = traced(0.5, "Decay of the mean.", at_least=0, below=1)
-    beta2: float = traced(0.999, "Decay of the square.", at_least=0, below=1)
-    falls: bool = static(False, "Whether the step size falls linearly to 0.")
 
 
 @config
@@ -112,7 +103,7 @@ class Config(RunConfig):
         "mnist_subset", "Classifier of the distances: a name, or a file."
     )
     model: Model = nested(Model)
-    optimizer: Optimizer = nested(Optimizer)
+    optimizer: FallingAdam = nested(FallingAdam, learning_rate=2e-4)
     data: Images = nested(Images, size=16)
 
 
@@ -175,20 +166,10 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
     return generator, critic
 
 
-def make_optimizer(config: Config, updates: int) -> optax.GradientTransformation:
-    """Returns the update rule of a network that takes `updates` of them."""
-    optimizer, rate = config.optimizer, config.optimizer.learning_rate
-    if optimizer.falls:
-        rate = optax.schedules.linear_schedule(rate, 0.0, updates)
-    return optax.adam(rate, optimizer.beta1, optimizer.beta2)
-
-
-def optimizers(
-    config: Config,
-) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+def optimizers(config: Config) -> tuple[optax.GradientTransformation, ...]:
     """Returns the update rules of the generator and of the critic."""
-    updates = config.steps * config.critic_steps
-    return make_optimizer(config, config.steps), make_optimizer(config, updates)
+    make, steps = config.optimizer.make, config.steps
+    return make(steps), make(steps * config.critic_steps)
 
 
 def data(config: Config, data_dir: Any) -> Data:
@@ -205,11 +186,6 @@ def data(config: Config, data_dir: Any) -> Data:
         image_batches(name, "train", data_dir, count, prepare),
         {"test": with_latents(test, config.model.latent)},
     )
-
-
-def prepare(config: Config, batch: dict[str, Array], key: Any) -> dict[str, Array]:
-    """Returns the batch with its images as `example`."""
-    return {**batch, "example": to_unit(batch["image"], config.data.size)}
 
 
 def init(config: Config, key: jax.Array) -> GanState:

@@ -47,6 +47,7 @@ from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product, zipped
 from dl_core.train.adversarial import Game, GanState
 from dl_core.train.metrics import Mean
+from dl_core.train.optimizers import Adam
 
 Constraint = Literal["none", "clipping", "gradient_penalty", "spectral"]
 
@@ -57,15 +58,6 @@ class Model:
 
     latent: int = static(8, "Dimensions of the latent.", at_least=1)
     width: int = static(100, "Hidden units, of both networks.", at_least=1)
-
-
-@config
-class Optimizer:
-    """Adam, for both networks; betas as for the images of Gulrajani et al."""
-
-    learning_rate: float = traced(1e-3, "Step size.", above=0)
-    beta1: float = traced(0.0, "Decay of the mean.", at_least=0, below=1)
-    beta2: float = traced(0.9, "Decay of the square.", at_least=0, below=1)
 
 
 @config
@@ -85,7 +77,8 @@ class Config(RunConfig):
     clip: float = traced(0.1, "Largest weight under clipping.", above=0)
     penalty: float = traced(1.0, "Weight of the gradient penalty.", at_least=0)
     model: Model = nested(Model)
-    optimizer: Optimizer = nested(Optimizer)
+    # Decays as for the images of Gulrajani et al.
+    optimizer: Adam = nested(Adam, beta1=0.0, beta2=0.9)
 
 
 PRESETS = {
@@ -128,8 +121,7 @@ class Critic(nn.Module):
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns the update rule of either network."""
-    optimizer = config.optimizer
-    return optax.adam(optimizer.learning_rate, optimizer.beta1, optimizer.beta2)
+    return config.optimizer.make()
 
 
 def data(config: Config, data_dir: Any) -> Data:
