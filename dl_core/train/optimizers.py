@@ -1,5 +1,8 @@
-"""Adam as a part of an experiment's config."""
+"""Update rules as parts of an experiment's config."""
 
+from typing import Literal
+
+import jax.numpy as jnp
 import optax
 
 from dl_core.config import config, static, traced
@@ -30,3 +33,40 @@ class FallingAdam(Adam):
         if self.falls:
             rate = optax.schedules.linear_schedule(rate, 0.0, updates)
         return optax.adam(rate, self.beta1, self.beta2)
+
+
+@config
+class Optimizer:
+    """One of three update rules, clipped gradients, a step size that falls in stairs.
+
+    They are torch's: RMSprop (its decay 0.99) adds epsilon outside the root. The whole
+    gradient is scaled down to a norm of at most `clip` (Pascanu, Mikolov & Bengio,
+    2013).
+    """
+
+    name: Literal["adam", "rmsprop", "sgd"] = static("adam", "Update rule.")
+    learning_rate: float = traced(2e-3, "Step size.", above=0)
+    clip: float = traced(
+        0.0, "Largest norm of the gradient; 0 leaves it as it is.", at_least=0
+    )
+    stair: int = static(
+        0, "Steps after which the step size falls; 0 for never.", at_least=0
+    )
+    stair_factor: float = traced(
+        0.1, "What it is multiplied by then.", above=0, at_most=1
+    )
+
+    def make(self) -> optax.GradientTransformation:
+        """Returns the update rule."""
+        rate = self.learning_rate
+        if self.stair:
+            rate = optax.schedules.exponential_decay(
+                rate, self.stair, self.stair_factor, staircase=True
+            )
+        rule = {
+            "adam": optax.adam,
+            "rmsprop": lambda rate: optax.rmsprop(rate, 0.99, eps_in_sqrt=False),
+            "sgd": optax.sgd,
+        }[self.name](rate)
+        largest = jnp.where(self.clip > 0, self.clip, jnp.inf)
+        return optax.chain(optax.clip_by_global_norm(largest), rule)

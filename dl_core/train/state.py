@@ -1,12 +1,13 @@
 """The state of an ordinary training: one network, one optimiser."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 
 @struct.dataclass
@@ -55,3 +56,18 @@ class TrainState:
             collections=self.collections if collections is None else collections,
             opt_state=opt_state,
         )
+
+    def descend(
+        self,
+        loss: Callable[[PyTree], Float[Array, ""]],
+        optimizer: optax.GradientTransformation,
+    ) -> tuple["TrainState", dict[str, Float[Array, ""]]]:
+        """Returns the state one step down a loss, the loss, and its gradient's norm.
+
+        Args:
+          loss: of the parameters; the other collections stay as they are.
+          optimizer: the transformation that `create` was given.
+        """
+        value, gradients = jax.value_and_grad(loss)(self.params)
+        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradients)}
+        return self.apply_gradients(gradients, optimizer), metrics
