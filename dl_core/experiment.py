@@ -13,6 +13,7 @@
     SWEEPS              {name: points} (dl_core.sweep)
     FIGURES             {name: function decorated with dl_core.results.figure}
     summary             (runs) -> one sentence, the measured result
+    TABLE (optional)    rows of a paper's table (dl_core.published), for launch.table
 
 `init`, `train_step`, `eval_step` and `observe` are pure and traced; `state` is a pytree
 of finite numbers with a `step`, and holds no function and no key. An evaluation writes
@@ -32,6 +33,7 @@ from typing import Any
 
 from dl_core.config import replace
 from dl_core.errors import UserError, nearest
+from dl_core.published import Row
 from dl_core.sweep import Points
 
 _REQUIRED = ("Config", "PRESETS", "MAIN_METRIC", "SWEEPS", "FIGURES", "summary")
@@ -68,6 +70,7 @@ class Experiment:
     sweeps: Mapping[str, Points]
     figures: Mapping[str, Callable]
     summary: Callable
+    table: tuple[Row, ...] = ()
 
     @classmethod
     def from_module(cls, name: str, module: types.ModuleType) -> "Experiment":
@@ -102,6 +105,7 @@ class Experiment:
             sweeps=module.SWEEPS,
             figures=module.FIGURES,
             summary=module.summary,
+            table=getattr(module, "TABLE", ()),
         )
 
     def preset(self, name: str) -> Any:

@@ -109,12 +109,13 @@ def article(name: str) -> str:
     parts = [heading("h3", name, experiment.doc)]
     for sweep, sweep_command in sweeps.items():
         parts.append(f"<h4>Sweep <code>{escape(sweep)}</code></h4>\n")
-        if sweep in found:
-            parts.append(f'<p class="measured">{escape(sentences[sweep])}</p>\n')
-            parts += figures(experiment, sweep)
-            parts.append(table(found[sweep], experiment.main_metric))
-            parts.append(origin(found[sweep]))
-        else:
+        labels = [label for label in sentences if found[label]["sweep"] == sweep]
+        for label in labels:
+            parts.append(f'<p class="measured">{escape(sentences[label])}</p>\n')
+            parts += figures(experiment, found[label])
+            parts.append(table(found[label], experiment.main_metric))
+            parts.append(origin(found[label]))
+        if not labels:
             parts.append("<p>Nothing published yet; this measures it:</p>\n")
             parts.append(pre(sweep_command))
     parts.append("<h4>Run it once, sweep it, draw its figures</h4>\n")
@@ -122,14 +123,15 @@ def article(name: str) -> str:
     return f'<article aria-labelledby="{name}">\n{"".join(parts)}</article>\n'
 
 
-def figures(experiment: Any, sweep: str) -> list[str]:
-    """Returns the published figures that draw a sweep."""
-    module = experiment.name.split(".")[1]
-    folder = registry.results_folder(experiment.name)
+def figures(experiment: Any, results: Mapping[str, Any]) -> list[str]:
+    """Returns the published figures that draw some published results."""
     return [
-        figure(path.read_bytes(), f"{experiment.name}, {key}", function.__doc__ or "")
-        for key, function in experiment.figures.items()
-        if function.sweep == sweep and (path := folder / f"{module}.{key}.png").exists()
+        figure(
+            path.read_bytes(),
+            f"{experiment.name}, {key}",
+            experiment.figures[key].__doc__ or "",
+        )
+        for key, path in publish.figure_paths(experiment, results).items()
     ]
 
 

@@ -2,8 +2,9 @@
 
 Copies what was measured beside the experiment, into `experiments/<topic>/results/`: a
 JSON file with the rows of every run and what produced them, and the figures that draw
-the sweep. Then renews the table of the README, which is made from these files alone.
-`--readme` renews the table only.
+the sweep. Those of a preset have its name after a hyphen: `adding.networks-paper.json`.
+Then renews the table of the README, which is made from these files alone. `--readme`
+renews the table only.
 """
 
 import json
@@ -55,6 +56,7 @@ def publish() -> list[pathlib.Path]:
     published = {
         "experiment": sweep.experiment.name,
         "sweep": sweep.name,
+        "preset": FLAGS.preset or "default",
         "command": sweep_command(sweep, places=False),
         "base": to_dict(sweep.base),
         **{name: _common(name, runs) for name in shared_fields},
@@ -70,22 +72,44 @@ def publish() -> list[pathlib.Path]:
     folder = registry.results_folder(sweep.experiment.name)
     folder.mkdir(exist_ok=True)
     module = sweep.experiment.name.split(".")[1]
-    files = [folder / f"{module}.{sweep.name}.json"]
+    of_preset = _suffix(published)
+    files = [folder / f"{module}.{sweep.name}{of_preset}.json"]
     write_atomically(files[0], _one_run_a_line(published))
     for name, function in sweep.experiment.figures.items():
         if function.sweep == sweep.name:
             png, _ = draw(sweep.experiment, name)
-            files.append(folder / f"{module}.{name}.png")
+            files.append(folder / f"{module}.{name}{of_preset}.png")
             write_atomically(files[-1], png.read_bytes())
     return files
 
 
 def published(name: str) -> dict[str, dict]:
-    """Returns the published results of an experiment, by sweep."""
+    """Returns the published results of an experiment.
+
+    They are under the name of their sweep; those of a preset other than the default
+    under "sweep-preset".
+    """
     module = name.split(".")[1]
     paths = sorted(registry.results_folder(name).glob(f"{module}.*.json"))
     found = [json.loads(path.read_text()) for path in paths]
-    return {results["sweep"]: results for results in found}
+    return {results["sweep"] + _suffix(results): results for results in found}
+
+
+def figure_paths(experiment, results: dict) -> dict[str, pathlib.Path]:
+    """Returns the published figures that draw some published results, by name."""
+    folder = registry.results_folder(experiment.name)
+    module = experiment.name.split(".")[1]
+    paths = {
+        name: folder / f"{module}.{name}{_suffix(results)}.png"
+        for name, function in experiment.figures.items()
+        if function.sweep == results["sweep"]
+    }
+    return {name: path for name, path in paths.items() if path.exists()}
+
+
+def _suffix(results: dict) -> str:
+    preset = results.get("preset", "default")
+    return "" if preset == "default" else f"-{preset}"
 
 
 def as_runs(results: dict):
@@ -98,18 +122,19 @@ def as_runs(results: dict):
 
 
 def summaries(name: str) -> dict[str, str]:
-    """Returns a sentence with the measured result for each published sweep."""
+    """Returns a sentence with the measured result for each of `published`."""
     found = published(name)
     if not found:
         return {}
     experiment = registry.load(name)
     told = {}
-    for sweep in (sweep for sweep in experiment.sweeps if sweep in found):
+    order = list(experiment.sweeps)
+    for label in sorted(found, key=lambda x: (order.index(found[x]["sweep"]), x)):
         try:
-            told[sweep] = experiment.summary(as_runs(found[sweep]))
+            told[label] = experiment.summary(as_runs(found[label]))
         except (KeyError, IndexError) as error:
             raise UserError(
-                f"the published results of {name}, {sweep}, do not fit the experiment "
+                f"the published results of {name}, {label}, do not fit the experiment "
                 f"any more ({error!r} is missing): run and publish them again"
             ) from error
     return told
@@ -124,10 +149,10 @@ def renewed(text: str) -> str:
         outline = registry.outline(name)
         link = f"[`{name}`](experiments/{name.replace('.', '/')}.py)"
         measured = []
-        for sweep, sentence in summaries(name).items():
-            results = published(name)[sweep]
+        for label, sentence in summaries(name).items():
+            results = published(name)[label]
             cost = f"{len(results['runs'])} runs, {_duration(results['seconds'])}"
-            measured.append(f"{sentence} (`{sweep}`: {cost} on {results['device']})")
+            measured.append(f"{sentence} (`{label}`: {cost} on {results['device']})")
         rows.append(f"| {link} | {outline.topic} | {'<br>'.join(measured)} |")
     return head + BEGIN + "\n" + "\n".join(rows) + "\n" + END + tail
 

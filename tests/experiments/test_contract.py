@@ -100,6 +100,22 @@ def test_every_point_builds_a_config_of_its_own(name, sweep):
         assert len({fingerprint(config) for config in configs}) == len(configs) > 1
 
 
+def test_every_row_of_a_table_is_of_a_sweep_over_networks():
+    for name in NAMES:
+        experiment = registry.load(name)
+        for row in experiment.table:
+            points = configs_of(experiment, row.sweep, row.preset)
+            fields = set(leaves(points[0]))
+            assert {"model.name", "seed", *row.where} <= fields
+            chosen = [p for p in points if _has(p, row.where)]
+            assert {p.model.name for p in chosen} <= {"tcn", "lstm", "gru", "rnn"}
+            assert chosen
+
+
+def _has(config, where):
+    return all(leaves(config)[path].value == value for path, value in where.items())
+
+
 def test_every_figure_draws_a_sweep():
     for name in NAMES:
         experiment = registry.load(name)
