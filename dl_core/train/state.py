@@ -69,5 +69,5 @@ class TrainState:
           optimizer: the transformation that `create` was given.
         """
         value, gradients = jax.value_and_grad(loss)(self.params)
-        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
         return self.apply_gradients(gradients, optimizer), metrics
