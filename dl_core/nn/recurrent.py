@@ -17,7 +17,6 @@ and `GRUCell`, so those cells can take a step where a layer has stopped.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -127,9 +126,9 @@ class RNN(_Layer):
         """
         x, mask, h = self._prepared(x, lengths, initial)
         kernel, bias = self._from_inputs(["i"], x, use_bias=True)
-        recurrent, _ = self._from_state(["h"], use_bias=False)
-        cell = partial(cells.rnn_cell, kernel=recurrent)
-        h, outputs = cells.scan(cell, h, _projected(x, kernel, bias), mask, reverse)
+        recurrent = self._from_state(["h"], use_bias=False)
+        inputs = _projected(x, kernel, bias)
+        (h,), outputs = cells.scan(cells.RNN, reverse, *recurrent, (h,), inputs, mask)
         return _batch_first(outputs, mask), h
 
 
@@ -168,7 +167,7 @@ class LSTM(_Layer):
           ValueError: if shapes do not fit each other.
         """
         x, mask, carry = self._prepared(x, lengths, initial, carries=2)
-        kernel, _ = self._from_inputs(["ii", "if", "ig", "io"], x, use_bias=False)
+        kernel, zeros = self._from_inputs(["ii", "if", "ig", "io"], x, use_bias=False)
         recurrent, bias = self._from_state(["hi", "hf", "hg", "ho"], use_bias=True)
         if self._on_cudnn(x):
             weights = cells.cudnn_lstm_weights(kernel, recurrent, bias)
@@ -177,8 +176,10 @@ class LSTM(_Layer):
             carry, outputs = cells.cudnn_lstm(x, carry, weights, lengths, reverse)
             outputs = outputs.swapaxes(0, 1)
         else:
-            inputs = _projected(x, kernel, bias)
-            carry, outputs = cells.lstm_scan(reverse, recurrent, carry, inputs, mask)
+            inputs = _projected(x, kernel, zeros)
+            carry, outputs = cells.scan(
+                cells.LSTM, reverse, recurrent, bias, carry, inputs, mask
+            )
         return _batch_first(outputs, mask), carry
 
     def _bias_init(self, name):
@@ -223,15 +224,18 @@ class GRU(_Layer):
         """
         x, mask, h = self._prepared(x, lengths, initial)
         kernel, bias = self._from_inputs(["ir", "iz", "in"], x, use_bias=True)
-        gates, _ = self._from_state(["hr", "hz"], use_bias=False)
+        gates, zeros = self._from_state(["hr", "hz"], use_bias=False)
         after = self.reset == "after"
         candidate, inner_bias = self._from_state(["hn"], use_bias=after)
         recurrent = jnp.concatenate([gates, candidate], axis=-1)
+        inputs = _projected(x, kernel, bias)
         if after:
-            cell = partial(cells.gru_after_cell, kernel=recurrent, bias=inner_bias)
+            inner_bias = jnp.concatenate([zeros, inner_bias])
+            (h,), outputs = cells.scan(
+                cells.GRU, reverse, recurrent, inner_bias, (h,), inputs, mask
+            )
         else:
-            cell = partial(cells.gru_before_cell, kernel=recurrent)
-        h, outputs = cells.scan(cell, h, _projected(x, kernel, bias), mask, reverse)
+            h, outputs = cells.gru_before_scan(reverse, recurrent, h, inputs, mask)
         return _batch_first(outputs, mask), h
 
 

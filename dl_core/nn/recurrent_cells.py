@@ -8,6 +8,7 @@ recurrence begins at the last valid one.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,133 +21,173 @@ LSTMCarry = tuple[Float[Array, "batch features"], Float[Array, "batch features"]
 """The cell's state and the output, as in Flax."""
 
 
+class Cell(NamedTuple):
+    """What a step does but for the product of state and kernel, and its derivative."""
+
+    forward: Callable
+    """Makes of a carry, the inputs' part and that product the next carry, and what the
+    other function needs."""
+    backward: Callable
+    """Makes of the next carry's gradient, and of what was kept, those of the carry, of
+    the product, and of the inputs' part (None where it is the product's)."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def scan(
-    cell: Callable[[Array, Array], Array],
-    carry: Float[Array, "batch features"],
-    inputs: Float[Array, "time batch gates"],
-    mask: Mask,
-    reverse: bool,
-) -> tuple[Float[Array, "batch features"], Float[Array, "time batch features"]]:
-    """Returns the last carry of a cell and its carry after each step.
-
-    Args:
-      cell: makes the next carry of a carry and the inputs' part of a step.
-      carry: before the first step.
-      inputs: the inputs' part of the pre-activations.
-      mask: which steps are valid.
-      reverse: whether to go from the last step to the first.
-    """
-
-    def step(h, now):
-        x, valid = now
-        new = _held(valid, cell(h, x), h)
-        return new, new
-
-    return jax.lax.scan(step, carry, (inputs, mask), reverse=reverse)
-
-
-def rnn_cell(h: Array, x: Array, *, kernel: Array) -> Array:
-    """Returns the next state of Elman's network, tanh(x + Wh)."""
-    return jnp.tanh(x + h @ kernel)
-
-
-def gru_after_cell(h: Array, x: Array, *, kernel: Array, bias: Array) -> Array:
-    """Returns the next state of a GRU that resets after the product (torch, cuDNN).
-
-    Args:
-      h: the state.
-      x: the inputs' part of the gates r, z and n.
-      kernel: of the three gates.
-      bias: of the state's part of n, within what r multiplies.
-    """
-    x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
-    h_r, h_z, h_n = jnp.split(h @ kernel, 3, axis=-1)
-    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + r * (h_n + bias))
-    return n + z * (h - n)
-
-
-def gru_before_cell(h: Array, x: Array, *, kernel: Array) -> Array:
-    """Returns the next state of a GRU that resets before the product (Cho et al.).
-
-    Args: as for `gru_after_cell`.
-    """
-    size = h.shape[-1]
-    x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
-    h_r, h_z = jnp.split(h @ kernel[:, : 2 * size], 2, axis=-1)
-    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + (r * h) @ kernel[:, 2 * size :])
-    return n + z * (h - n)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def lstm_scan(
+    cell: Cell,
     reverse: bool,
     kernel: Float[Array, "features gates"],
-    carry: LSTMCarry,
+    bias: Float[Array, " gates"],
+    carry: tuple[Float[Array, "batch features"], ...],
     inputs: Float[Array, "time batch gates"],
     mask: Mask,
-) -> tuple[LSTMCarry, Float[Array, "time batch features"]]:
-    """Returns the last carry of an LSTM and its output after each step.
+) -> tuple[
+    tuple[Float[Array, "batch features"], ...], Float[Array, "time batch features"]
+]:
+    """Returns the last carry of a cell, and its state after each step.
 
-    The backward pass is written by hand: the gradient of the kernel is one product
-    over all steps, where that of a scan adds a matrix at every step, and a step keeps
-    each gate once. It has gradients of any order, but no forward-mode ones.
+    The gradient of the kernel is one product over all steps, where that of `lax.scan`
+    adds a matrix at every step, and a cell keeps each number once. It has gradients of
+    any order, but no forward-mode ones.
 
     Args:
+      cell: `RNN`, `LSTM` or `GRU`.
       reverse: whether to go from the last step to the first.
-      kernel: of the gates i, f, g and o.
-      carry: before the first step.
+      kernel: of the gates, times which the state goes into each step.
+      bias: what is added to that product.
+      carry: before the first step; the last of it is the state.
       inputs: the inputs' part of the gates.
       mask: which steps are valid.
     """
-    return _lstm_forward(reverse, kernel, carry, inputs, mask)[0]
+    return _scan_forward(cell, reverse, kernel, bias, carry, inputs, mask)[0]
 
 
-def _lstm_forward(reverse, kernel, carry, inputs, mask):
+def _scan_forward(cell, reverse, kernel, bias, carry, inputs, mask):
     def step(carry, now):
-        (c, h), (x, valid) = carry, now
-        i, f, g, o = jnp.split(x + h @ kernel, 4, axis=-1)
-        i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
-        g = jnp.tanh(g)
-        new_c = f * c + i * g
-        squashed = jnp.tanh(new_c)
-        new = _held(valid, (new_c, o * squashed), carry)
-        return new, (new[1], (i, f, g, o, c, squashed, h))
+        x, valid = now
+        state = carry[-1]
+        new, kept = cell.forward(carry, x, state @ kernel + bias)
+        new = _held(valid, new, carry)
+        return new, (new[-1], state, kept)
 
-    carry, (outputs, kept) = jax.lax.scan(step, carry, (inputs, mask), reverse=reverse)
+    carry, (outputs, *kept) = jax.lax.scan(step, carry, (inputs, mask), reverse=reverse)
     return (carry, outputs), (kernel, kept, mask)
 
 
-def _lstm_backward(reverse, saved, cotangents):
-    kernel, kept, mask = saved
+def _scan_backward(cell, reverse, saved, cotangents):
+    kernel, (states, kept), mask = saved
     # Else XLA transposes it again at every step.
     transposed = jax.lax.optimization_barrier(kernel.T)
 
     def step(d_carry, now):
-        (i, f, g, o, c, squashed, _), d_output, valid = now
-        d_carry = d_carry[0], d_carry[1] + d_output
-        d_c, d_h = _held(valid, d_carry, (0.0, 0.0))
-        d_c += d_h * o * (1 - squashed * squashed)
-        d_gates = (
-            d_c * g * i * (1 - i),
-            d_c * c * f * (1 - f),
-            d_c * i * (1 - g * g),
-            d_h * squashed * o * (1 - o),
-        )
-        d_gates = jnp.concatenate(d_gates, axis=-1)
-        return _held(valid, (d_c * f, d_gates @ transposed), d_carry), d_gates
+        kept, d_output, valid = now
+        *d_others, d_state = d_carry
+        d_carry = *d_others, d_state + d_output
+        d_new = _held(valid, d_carry, (0.0,) * len(d_carry))
+        (*d_others, d_state), d_product, d_x = cell.backward(d_new, kept)
+        new = *d_others, d_state + d_product @ transposed
+        return _held(valid, new, d_carry), (d_product, d_x)
 
     d_carry, d_outputs = cotangents
-    d_carry, d_inputs = jax.lax.scan(
+    d_carry, (d_products, d_inputs) = jax.lax.scan(
         step, d_carry, (kept, d_outputs, mask), reverse=not reverse
     )
-    h = kept[-1]
-    d_kernel = h.reshape(-1, h.shape[-1]).T @ d_inputs.reshape(-1, kernel.shape[-1])
-    return d_kernel, d_carry, d_inputs, None
+    rows = d_products.reshape(-1, kernel.shape[-1])
+    d_kernel = states.reshape(-1, len(kernel)).T @ rows
+    d_inputs = d_products if d_inputs is None else d_inputs
+    return d_kernel, rows.sum(0), d_carry, d_inputs, None
 
 
-lstm_scan.defvjp(_lstm_forward, _lstm_backward)
+scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _rnn_forward(carry, x, product):
+    h = jnp.tanh(x + product)
+    return (h,), h
+
+
+def _rnn_backward(d_new, h):
+    (d_h,) = d_new
+    return (0.0,), d_h * (1 - h * h), None
+
+
+def _lstm_forward(carry, x, product):
+    c, _ = carry
+    i, f, g, o = jnp.split(x + product, 4, axis=-1)
+    i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
+    g = jnp.tanh(g)
+    new_c = f * c + i * g
+    squashed = jnp.tanh(new_c)
+    return (new_c, o * squashed), (i, f, g, o, c, squashed)
+
+
+def _lstm_backward(d_new, kept):
+    (d_c, d_h), (i, f, g, o, c, squashed) = d_new, kept
+    d_c += d_h * o * (1 - squashed * squashed)
+    d_gates = (
+        d_c * g * i * (1 - i),
+        d_c * c * f * (1 - f),
+        d_c * i * (1 - g * g),
+        d_h * squashed * o * (1 - o),
+    )
+    return (d_c * f, 0.0), jnp.concatenate(d_gates, axis=-1), None
+
+
+def _gru_forward(carry, x, product):
+    (h,) = carry
+    x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(product, 3, axis=-1)
+    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + r * h_n)
+    return (n + z * (h - n),), (r, z, n, h, h_n)
+
+
+def _gru_backward(d_new, kept):
+    (d_h,), (r, z, n, h, h_n) = d_new, kept
+    d_n = d_h * (1 - z) * (1 - n * n)
+    gates = d_n * h_n * r * (1 - r), d_h * (h - n) * z * (1 - z)
+    d_product = jnp.concatenate((*gates, d_n * r), axis=-1)
+    return (d_h * z,), d_product, jnp.concatenate((*gates, d_n), axis=-1)
+
+
+RNN = Cell(_rnn_forward, _rnn_backward)
+"""Elman's network, h' = tanh(x + Uh)."""
+LSTM = Cell(_lstm_forward, _lstm_backward)
+"""The gates i, f, g and o; the carry is an `LSTMCarry`."""
+GRU = Cell(_gru_forward, _gru_backward)
+"""The gates r, z and n, reset after the product (torch, cuDNN)."""
+
+
+def gru_before_scan(
+    reverse: bool,
+    kernel: Float[Array, "features gates"],
+    h: Float[Array, "batch features"],
+    inputs: Float[Array, "time batch gates"],
+    mask: Mask,
+) -> tuple[Float[Array, "batch features"], Float[Array, "time batch features"]]:
+    """Returns what `scan` does, of a GRU that resets before the product (Cho et al.).
+
+    A step has two products, one after the other.
+
+    Args:
+      reverse: as for `scan`.
+      kernel: of the gates r, z and n.
+      h: the state before the first step.
+      inputs: as for `scan`.
+      mask: as for `scan`.
+    """
+    size = len(kernel)
+
+    def step(h, now):
+        x, valid = now
+        x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
+        h_r, h_z = jnp.split(h @ kernel[:, : 2 * size], 2, axis=-1)
+        r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+        n = jnp.tanh(x_n + (r * h) @ kernel[:, 2 * size :])
+        new = _held(valid, n + z * (h - n), h)
+        return new, new
+
+    return jax.lax.scan(step, h, (inputs, mask), reverse=reverse)
 
 
 def _held(valid: Array | None, new: PyTree, old: PyTree) -> PyTree:
@@ -163,7 +204,7 @@ def cudnn_lstm(
     lengths: Int[Array, " batch"],
     reverse: bool,
 ) -> tuple[LSTMCarry, Float[Array, "batch time features"]]:
-    """Returns what `lstm_scan` does, from cuDNN, batch first; only on a GPU.
+    """Returns what an LSTM's `scan` does, from cuDNN, batch first; only on a GPU.
 
     It has neither forward-mode gradients nor any of second order, and vmapped ones run
     in turn. TF32 is never used.
