@@ -265,7 +265,11 @@ def test_gru_with_reset_before_the_product_is_the_one_of_onnx():
 
 def test_gradients_of_second_order_and_of_the_reset_before_the_product():
     x, short = noise(0, 2, 3, 2), jnp.array([2, 3])
-    for layer, order in ((LSTM(2), 2), (GRU(2, reset="before"), 1)):
+    for layer, order in (
+        (LSTM(2), 2),
+        (GRU(2), 2),
+        (GRU(2, reset="before"), 1),
+    ):
         variables = layer.init(jax.random.key(0), x)
         function = jax.jit(lambda v, x, layer=layer: layer.apply(v, x, short))
         check_grads(
