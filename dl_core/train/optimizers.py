@@ -58,11 +58,11 @@ class Optimizer:
 
     def make(self) -> optax.GradientTransformation:
         """Returns the update rule."""
-        rate = self.learning_rate
-        if self.stair:
-            rate = optax.schedules.exponential_decay(
-                rate, self.stair, self.stair_factor, staircase=True
-            )
+
+        def stairs(count):
+            return self.learning_rate * self.stair_factor ** (count // self.stair)
+
+        rate = stairs if self.stair else self.learning_rate
         rule = {
             "adam": optax.adam,
             "rmsprop": lambda rate: optax.rmsprop(rate, 0.99, eps_in_sqrt=False),

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -15,7 +14,6 @@ from dl_core.ops import adversarial
 from dl_core.ops.transport import wasserstein
 from experiments.classification import batch_norm
 from experiments.gans import toy
-from experiments.sequences import copy_memory
 
 
 def tensor(x):
@@ -220,103 +218,3 @@ def test_critic_estimate_is_a_lower_bound_for_a_lipschitz_critic():
     for angle in np.linspace(0, 2 * np.pi, 12):
         direction = np.array([np.cos(angle), np.sin(angle)])
         assert (x @ direction).mean() - (y @ direction).mean() <= exact + 1e-6
-
-
-def test_tcn_equals_torch():
-    config = replace(copy_memory.Config(), {"delay": 7, "model.levels": 3})
-    state = copy_memory.init(config, jax.random.key(0))
-    batch = copy_memory.make_batch(config, jax.random.key(1))
-    logits = copy_memory.Network(config.model).apply(
-        {"params": state.params}, batch["inputs"]
-    )
-
-    x = tensor(batch["inputs"]).float()[:, None]
-    for level in range(3):
-        block = state.params[f"ResidualBlock_{level}"]
-        y = x
-        for i in range(2):
-            kernel = tensor(block[f"Conv_{i}"]["kernel"]).permute(2, 1, 0)
-            scale = tensor(block[f"WeightNorm_{i}"][f"Conv_{i}/kernel/scale"])
-            norm = kernel.flatten(1).norm(dim=1)
-            kernel = kernel * (scale / norm)[:, None, None]
-            padded = functional.pad(y, (5 * 2**level, 0))
-            bias = tensor(block[f"Conv_{i}"]["bias"])
-            y = functional.conv1d(padded, kernel, bias, dilation=2**level).relu()
-        if "Dense_0" in block:
-            kernel, bias = block["Dense_0"]["kernel"], block["Dense_0"]["bias"]
-            x = functional.conv1d(x, tensor(kernel).T[..., None], tensor(bias))
-        x = (x + y).relu()
-    head = state.params["Dense_0"]
-    expected = x.transpose(1, 2) @ tensor(head["kernel"]) + tensor(head["bias"])
-    close(logits, expected)
-
-
-def test_tcn_sees_no_later_input_and_its_whole_receptive_field():
-    config = replace(copy_memory.Config(), {"delay": 60, "model.levels": 3})
-    state = copy_memory.init(config, jax.random.key(0))
-    inputs = copy_memory.make_batch(config, jax.random.key(1))["inputs"][:1]
-    apply = copy_memory.Network(config.model).apply
-    logits = np.asarray(apply({"params": state.params}, inputs))[0]
-    changed = np.asarray(apply({"params": state.params}, inputs.at[0, 5].set(100)))[0]
-    differs = np.flatnonzero(np.abs(changed - logits).max(-1) > 0)
-    field = 1 + 2 * (6 - 1) * (2**3 - 1)
-    assert differs.min() == 5
-    assert differs.max() == 5 + field - 1
-
-
-def test_lstm_equals_torch():
-    config = replace(copy_memory.Config(), {"delay": 9, "model.name": "lstm"})
-    state = copy_memory.init(config, jax.random.key(0))
-    batch = copy_memory.make_batch(config, jax.random.key(1))
-    logits = copy_memory.Network(config.model).apply(
-        {"params": state.params}, batch["inputs"]
-    )
-    cell = state.params["OptimizedLSTMCell_0"]
-    theirs = torch.nn.LSTM(1, 47, batch_first=True)
-    gates = "ifgo"
-    theirs.weight_ih_l0.data = tensor(
-        np.concatenate([cell[f"i{g}"]["kernel"].T for g in gates])
-    )
-    theirs.weight_hh_l0.data = tensor(
-        np.concatenate([cell[f"h{g}"]["kernel"].T for g in gates])
-    )
-    theirs.bias_hh_l0.data = tensor(
-        np.concatenate([cell[f"h{g}"]["bias"] for g in gates])
-    )
-    theirs.bias_ih_l0.data.zero_()
-    hidden, _ = theirs(tensor(batch["inputs"]).float()[..., None])
-    head = state.params["Dense_0"]
-    close(logits, hidden @ tensor(head["kernel"]) + tensor(head["bias"]))
-
-
-@pytest.mark.parametrize(("name", "count"), [("tcn", 9_510), ("lstm", 9_692)])
-def test_both_networks_have_about_ten_thousand_parameters(name, count):
-    config = replace(copy_memory.Config(), {"model.name": name})
-    state = jax.eval_shape(copy_memory.init, config, jax.random.key(0))
-    assert sum(np.prod(x.shape) for x in jax.tree.leaves(state.params)) == count
-
-
-def test_copy_memory_sequences_are_those_of_the_task():
-    config = replace(copy_memory.Config(), {"delay": 4})
-    batch = copy_memory.make_batch(config, jax.random.key(0), 3)
-    for inputs, targets in zip(batch["inputs"], batch["targets"], strict=True):
-        symbols = inputs[:10]
-        assert set(symbols.tolist()) <= set(range(1, 9))
-        assert inputs[10:].tolist() == [0] * 3 + [9] * 11
-        assert targets.tolist() == [0] * 14 + symbols.tolist()
-
-
-def test_rmsprop_is_that_of_torch():
-    config = copy_memory.Config()
-    weights = normal(0, 5)
-    theirs = tensor(weights).requires_grad_()
-    optimizer = torch.optim.RMSprop([theirs], lr=5e-4)
-    ours, rule = jnp.asarray(weights), copy_memory.make_optimizer(config)
-    state = rule.init(ours)
-    for step in range(20):
-        gradient = 1e-4 * normal(step, 5)
-        updates, state = rule.update(jnp.asarray(gradient), state)
-        ours = optax.apply_updates(ours, updates)
-        theirs.grad = tensor(gradient)
-        optimizer.step()
-    close(ours, theirs, 1e-6)
