@@ -16,7 +16,9 @@ from dl_core.files import read_json, write_json
 
 EMBEDDED = {
     "bccd_small": "dl_core.data.bccd_small",
+    "jsb_chorales": "dl_core.data.jsb_chorales",
     "mnist_subset": "dl_core.data.mnist_subset",
+    "shakespeare_small": "dl_core.data.shakespeare_small",
 }
 """The data sets that ship with the project, and the packages of their builders."""
 
