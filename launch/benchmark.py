@@ -1,10 +1,12 @@
 """Measures speed, each ratio within one run: python -m launch.benchmark NAME
 
-loop   the training loop against a bare hand-written JAX loop on the same step, which
-       takes about 10 ms on two cores (change it with --width and --batch_size)
-vmap   16 points of gans.toy trained all at once against the same points in turn
-conv   convolutions of every kind against torch, and inside a loop against outside
-gan    a step of DCGAN, critic and generator, against the same networks in torch
+loop       the training loop against a bare hand-written JAX loop on the same step,
+           which takes about 10 ms on two cores (change it with --width and
+           --batch_size)
+vmap       16 points of gans.toy trained all at once against the same points in turn
+conv       convolutions of every kind against torch, and inside a loop against outside
+gan        a step of DCGAN, critic and generator, against the same networks in torch
+sequence   steps of TCN, LSTM and GRU against torch, generation with and without memory
 """
 
 import contextlib
@@ -32,7 +34,9 @@ flags.DEFINE_string("data_dir", None, "Folder of the data sets (default: as for 
 
 def main(args: list[str]) -> None:
     """Runs the benchmark that the argument names."""
-    benchmarks = {"loop": loop, "vmap": vmap, "conv": conv, "gan": gan}
+    benchmarks = {
+        function.__name__: function for function in (loop, vmap, conv, gan, sequence)
+    }
     if len(args) != 1 or args[0] not in benchmarks:
         given = " ".join(args)
         raise UserError(
@@ -131,6 +135,13 @@ def gan() -> None:
     from launch import benchmark_gan
 
     benchmark_gan.run(FLAGS.repeats, FLAGS.peak_tflops)
+
+
+def sequence() -> None:
+    """Prints torch's time over ours for networks over time, and of generation."""
+    from launch import benchmark_sequence
+
+    benchmark_sequence.run(FLAGS.repeats)
 
 
 def _train(experiment, configs, *, together: bool) -> float:

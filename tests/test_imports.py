@@ -91,7 +91,9 @@ def test_nothing_imports_the_tests_or_their_tools(part):
     tools += ("torchmetrics",)
     # What the benchmarks measure against; they say so where torch is missing.
     names = ("torch", "torch.nn", "torch.nn.functional")
-    names += ("torch.nn.utils.parametrizations.spectral_norm",)
+    norms = "torch.nn.utils.parametrizations"
+    names += (f"{norms}.spectral_norm", f"{norms}.weight_norm")
     modules = ("benchmark_conv", "benchmark_gan", "benchmark_gan_torch")
+    modules += ("benchmark_sequence", "benchmark_sequence_torch")
     allowed = {f"launch.{m} imports {name}" for m in modules for name in names}
     assert set(offending(part, *tools)) - allowed == set()
