@@ -6,6 +6,7 @@ written under the metric's name, or a mapping of several, written under their ow
 instead (`dl_core.metrics.generative`).
 """
 
+import math
 from typing import Self
 
 import jax.numpy as jnp
@@ -37,6 +38,17 @@ class Mean:
     def compute(self) -> Float[np.ndarray, "*shape"]:
         """Returns the mean."""
         return np.asarray(self.total) / np.asarray(self.count)
+
+
+@struct.dataclass
+class Likelihood(Mean):
+    """The mean of -log p over tokens, in nats and in two other units."""
+
+    def compute(self) -> dict[str, float]:
+        """Returns nats ("loss") and bits a token, and the perplexity."""
+        nats = float(super().compute())
+        perplexity = math.exp(nats) if nats < 700 else math.inf
+        return {"loss": nats, "bits": nats / math.log(2), "perplexity": perplexity}
 
 
 @struct.dataclass
