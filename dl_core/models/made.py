@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from dl_core.models.pixel_cnn import log_likelihood
+from dl_core.ops.autoregression import log_likelihood
 
 Initializer = nn.initializers.Initializer
 Seed = int | Int[Array, ""]
@@ -121,7 +121,7 @@ class MADE(nn.Module):
     def order(self, dimensions: int, seed: Seed = 0) -> Int[Array, " dimensions"]:
         """Returns the positions of the inputs in their order, as `sample` takes them.
 
-        `dl_core.models.pixel_cnn.sample(lambda x: model.apply(variables, x, seed)[0],
+        `dl_core.ops.autoregression.sample(lambda x: model.apply(variables, x, seed)[0],
         key, values, known, model.order(dimensions, seed))` draws from the model.
         """
         return jnp.argsort(self.degrees(dimensions, seed)[0])

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 
 from dl_core.models.made import MADE
-from dl_core.models.pixel_cnn import sample
+from dl_core.ops.autoregression import sample
 
 MODELS = {
     "fixed": MADE((20,)),

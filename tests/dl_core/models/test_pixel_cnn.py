@@ -1,7 +1,6 @@
 """PixelCNNs: what they see, that they are distributions, and that samples follow."""
 
 import functools
-import inspect
 import itertools
 
 import jax
@@ -9,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-import torch
-from torch.nn import functional
 
-from dl_core.models.pixel_cnn import (
-    GatedPixelCNN,
-    PixelCNN,
-    bits_per_dimension,
-    log_likelihood,
-    sample,
-)
+from dl_core.models.pixel_cnn import GatedPixelCNN, PixelCNN
+from dl_core.ops.autoregression import sample
 
 both = pytest.mark.parametrize("network", [PixelCNN, GatedPixelCNN])
 
@@ -115,30 +107,6 @@ def test_the_probabilities_of_all_images_sum_to_one(network, shape, levels, clas
         other = np.asarray(log_prob(2))
         np.testing.assert_allclose(np.exp(other.astype(float)).sum(), 1, atol=1e-5)
         assert np.abs(nats - other).max() > 0.1
-
-
-def test_the_likelihood_is_torchs_cross_entropy_in_nats():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(3, 4, 5, 2)).astype(np.float32) * 5
-    bits = rng.integers(2, size=logits.shape)
-    wanted = functional.binary_cross_entropy_with_logits(
-        torch.tensor(logits), torch.tensor(bits, dtype=torch.float32), reduction="none"
-    )
-    ours, slope = jax.jit(
-        jax.value_and_grad(lambda x: log_likelihood(x, jnp.asarray(bits)).sum())
-    )(logits)
-    np.testing.assert_allclose(ours, -wanted.sum(), rtol=1e-5)
-    np.testing.assert_allclose(slope, bits - 1 / (1 + np.exp(-logits)), atol=1e-5)
-    logits = rng.normal(size=(3, 4, 5, 7)).astype(np.float32)
-    values = rng.integers(7, size=(3, 4, 5))
-    wanted = functional.cross_entropy(
-        torch.tensor(logits).permute(0, 3, 1, 2), torch.tensor(values), reduction="none"
-    )
-    ours = log_likelihood(jnp.asarray(logits), jnp.asarray(values))
-    np.testing.assert_allclose(ours, -wanted.sum((1, 2)), rtol=1e-5)
-    # All levels as likely: 8 bits a dimension.
-    flat = log_likelihood(jnp.zeros((2, 3, 5, 256)), jnp.zeros((2, 3, 5), jnp.int32))
-    np.testing.assert_allclose(bits_per_dimension(flat, 15), 8, rtol=1e-6)
 
 
 def drawn(model, variables, key, values, known=None):
@@ -248,5 +216,3 @@ def test_what_does_not_fit_is_refused(network):
         small(network).init(key, images, labels)
     with pytest.raises(ValueError, match=r"got 1 for \(2, 4, 4, 3\)"):
         small(network, levels=1).init(key, images)
-    with pytest.raises(ValueError, match=r"logits \(2, 5\) do not fit values \(2, 4\)"):
-        inspect.unwrap(log_likelihood)(jnp.zeros((2, 5)), jnp.zeros((2, 4)))
