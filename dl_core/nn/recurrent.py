@@ -12,6 +12,9 @@ All are called as `layer(x, lengths, initial)`, return `(outputs, carry)`, and t
 lengths as torch's packed sequences: outputs after the last valid step are 0, the carry
 is the one after that step, and what is in the padding has no influence.
 
+Their backward passes are written by hand (`dl_core.nn.recurrent_cells`), so they have
+gradients of any order but none in forward mode.
+
 Parameters are named and shaped as those of `flax.linen.SimpleCell`, `OptimizedLSTMCell`
 and `GRUCell`, so those cells can take a step where a layer has stopped.
 """
@@ -139,7 +142,7 @@ class LSTM(_Layer):
     output is h.
 
     On a GPU, cuDNN runs it (`jax.experimental.rnn`, float32, never TF32), elsewhere a
-    scan; neither has forward-mode gradients, and cuDNN has none of second order.
+    scan; cuDNN has no gradients of second order.
     """
 
     features: int
