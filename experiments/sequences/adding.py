@@ -22,9 +22,9 @@ so the curves are the median and the quartiles of ten seeds.
 
 As in the authors' code, the two marks lie anywhere, often both in one half. Unlike
 there, the training sequences are new at every step, where theirs are 50,000 seen again
-every epoch. The step size is the paper's for the TCN and the norm to which gradients are
-clipped the largest of its range, here the same for all; the paper searched those of the
-recurrent networks.
+every epoch. The step size is the paper's for the TCN and the norm to which gradients
+are clipped the largest of its range, here the same for all; the paper searched those of
+the recurrent networks.
 `--preset=paper` is the row of the paper's table: T = 600 and ten epochs.
 """
 
