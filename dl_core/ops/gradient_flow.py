@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 
@@ -55,3 +56,12 @@ def norm(x: Float[Array, "*shape features"]) -> Float[Array, "*shape"]:
     largest = jnp.abs(x).max(axis=-1)
     scale = jnp.where(largest > 0, largest, 1)
     return scale * jnp.linalg.norm(x / scale[..., None], axis=-1)
+
+
+def growth(norms: Float[np.ndarray, " distances"]) -> float:
+    """Returns the factor of the exponential that fits best, by least squares of logs.
+
+    Norms of 0, which have no logarithm, count as the smallest of float32.
+    """
+    logs = np.log(np.maximum(norms, np.finfo(np.float32).tiny).astype(np.float64))
+    return float(np.exp(np.polyfit(np.arange(len(logs)), logs, 1)[0]))

@@ -16,13 +16,14 @@ Look for: in `delays`, the accuracy on the last ten symbols against the delay T.
 TCN, whose receptive field of 2,551 positions covers every delay here, recalls all; the
 others fall towards the 1/8 of guessing. The loss of a network that has learned all but
 the symbols is 10 ln 8 / (T + 20), the dashed lines. In `long`, the TCN of the authors'
-code at T = 500 for six epochs of 10,000 sequences: it stays at the dashed line for
-about two of them and then learns.
+code at T = 500 for six epochs of 10,000 sequences.
 
-As in the authors' public code, the input is the symbol's number as it is, the optimiser
-is RMSprop (torch's, with epsilon outside the square root) and no gradient is clipped:
-that code clips before it computes the gradients. Unlike there, the training sequences
-are new at every step, where theirs are 10,000 seen again every epoch.
+As in the authors' public code, the input is the symbol's number as it is. The optimiser
+is the paper's, Adam with a step size of 0.002 and gradients clipped at a norm of 1. The
+code's is RMSprop at 0.0005 and no clipping, as it clips before it computes the
+gradients: with that, of five seeds at T = 500, one recalled more than 99.9 % after six
+epochs and two less than 90 %. Unlike there, the training sequences are new at every
+step, where theirs are 10,000 seen again every epoch.
 `--preset=paper --sweep=networks` is the row of the paper's table: T = 1,000, with eight
 taps, for 50 epochs.
 """
@@ -52,13 +53,13 @@ from dl_core.train.state import TrainState
 class Config(RunConfig):
     """Settings of the experiment."""
 
-    steps: int = static(2_500, "Training steps.", at_least=1)
+    steps: int = static(1_500, "Training steps.", at_least=1)
     batch_size: int = static(32, "Sequences in a training batch.", at_least=1)
     eval_every: int = static(250, "Steps between evaluations.", at_least=1)
-    checkpoint_every: int = static(1_000, "Steps between checkpoints.", at_least=1)
+    checkpoint_every: int = static(750, "Steps between checkpoints.", at_least=1)
     delay: int = static(50, "The delay T, in positions.", at_least=1)
     model: Network = nested(Network, kernel_size=6, levels=8, channels=10)
-    optimizer: Optimizer = nested(Optimizer, name="rmsprop", learning_rate=5e-4)
+    optimizer: Optimizer = nested(Optimizer, learning_rate=2e-3, clip=1.0)
 
 
 PRESETS = {
@@ -174,9 +175,7 @@ _NAME = "model.name"
 
 SWEEPS = {
     "networks": product(**{_NAME: tuple(NAMES)}, seed=range(5)),
-    "delays": product(
-        **{_NAME: tuple(NAMES), "delay": (5, 20, 50, 100)}, seed=range(5)
-    ),
+    "delays": product(**{_NAME: tuple(NAMES), "delay": (20, 50, 100)}, seed=range(5)),
     "long": product(
         delay=(500,),
         steps=(1_878,),

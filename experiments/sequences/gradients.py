@@ -48,7 +48,7 @@ from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.adding import VARIANCE, adding_problem
 from dl_core.data.batches import Data, Generated
 from dl_core.models.sequence import COLORS, NAMES, Network, SequenceModel
-from dl_core.ops.gradient_flow import norm, state_gradients
+from dl_core.ops.gradient_flow import growth, norm, state_gradients
 from dl_core.pictures import seed_points
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
@@ -234,15 +234,6 @@ def score(config: Config, observed: Mapping[str, np.ndarray]) -> dict[str, float
     return {f"{name}_growth": growth(norms) for name, norms in observed.items()}
 
 
-def growth(norms: Float[np.ndarray, " distances"]) -> float:
-    """Returns the factor of the exponential that fits best, by least squares of logs.
-
-    Norms of 0, which have no logarithm, count as the smallest of float32.
-    """
-    logs = np.log(np.maximum(norms, np.finfo(np.float32).tiny).astype(np.float64))
-    return float(np.exp(np.polyfit(np.arange(len(logs)), logs, 1)[0]))
-
-
 MAIN_METRIC = "test/loss"
 _NAME, _CLIP = "model.name", "optimizer.clip"
 _UNTRAINED = {
@@ -317,42 +308,30 @@ def _band(ax: plt.Axes, norms: list[np.ndarray], color: str, label: str) -> None
 
 
 def _threshold(clip: float) -> str:
-    return f"δ = {clip:g}" if clip else "unclipped"
+    return f"with δ = {clip:g}" if clip else "unclipped"
 
 
-_SHADES = {"unclipped": "C7", "δ = 0.1": "C9", "δ = 1": "C0", "δ = 10": "C4"}
+_SHADES = ("C7", "C9", "C0", "C4")
 
 
 @figure(sweep="clipping")
 def spikes(runs: Runs) -> Figure:
     """Training loss and norm of the gradient, of one seed for each threshold."""
-    names = runs.values(_NAME)
-    fig, axes = plt.subplots(
-        2,
-        len(names),
-        figsize=(2 + 5.5 * len(names), 6.4),
-        layout="constrained",
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-    )
+    fig, axes = plt.subplots(2, 1, figsize=(8, 6.4), layout="constrained", sharex=True)
     seed = runs.values("seed")[0]
-    for column, name in zip(axes.T, names, strict=True):
-        for clip, (run,) in runs.where(**{_NAME: name, "seed": seed}).by(_CLIP).items():
-            for ax, metric in zip(column, ("loss", "gradient_norm"), strict=True):
-                label = _threshold(clip)
-                rows = [row for row in run.rows if f"train/{metric}" in row]
-                steps = [row["step"] for row in rows]
-                values = [row[f"train/{metric}"] for row in rows]
-                ax.plot(steps, values, color=_SHADES[label], lw=0.8, label=label)
-        column[0].axhline(VARIANCE, color="grey", ls="--", lw=1)
-        column[0].set(title=NAMES[name], yscale="log")
-        column[1].set(yscale="log", xlabel="step")
-    axes[0, 0].set_ylabel("training loss (dashed: answering 1)")
-    axes[1, 0].set_ylabel("norm of the gradient, before clipping")
-    axes[0, -1].legend(fontsize=8)
+    for run, color in zip(runs.where(seed=seed), _SHADES, strict=True):
+        for ax, metric in zip(axes, ("train/loss", "train/gradient_norm"), strict=True):
+            rows = [row for row in run.rows if metric in row]
+            steps, values = [r["step"] for r in rows], [r[metric] for r in rows]
+            label = _threshold(run.config[_CLIP])
+            ax.plot(steps, values, color=color, lw=0.8, label=label)
+    axes[0].axhline(VARIANCE, color="grey", ls="--", lw=1)
+    axes[0].set(yscale="log", ylabel="training loss (dashed: answering 1)")
+    axes[1].set(yscale="log", ylabel="norm of the gradient, before clipping")
+    axes[1].set_xlabel("step")
+    axes[0].legend(fontsize=8)
     rate, gain = (runs[0].config[k] for k in ("optimizer.learning_rate", "gain"))
-    fig.suptitle(f"gradient descent, step size {rate:g}, gain {gain:g}, seed {seed}")
+    fig.suptitle(f"RNN, gain {gain:g}, gradient descent by {rate:g}, seed {seed}")
     return fig
 
 
@@ -360,19 +339,15 @@ def spikes(runs: Runs) -> Figure:
 def thresholds(runs: Runs) -> Figure:
     """Test loss at the end against the threshold, seed by seed."""
     fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    names, clips = runs.values(_NAME), runs.values(_CLIP)
-    for number, name in enumerate(names):
-        for place, clip in enumerate(clips):
-            finals = runs.where(**{_NAME: name, _CLIP: clip}).final(MAIN_METRIC)
-            at = place + 0.2 * (number - (len(names) - 1) / 2)
-            label = NAMES[name] if place == 0 else "_"
-            seed_points(ax, at, finals, COLORS[name], label)
+    groups = runs.by(_CLIP)
+    for place, (group, color) in enumerate(zip(groups.values(), _SHADES, strict=True)):
+        seed_points(ax, place, group.final(MAIN_METRIC), color, "_")
     ax.axhline(VARIANCE, color="grey", ls="--", lw=1, label="answering 1")
     ax.set(
         yscale="log", ylabel="test loss", xlabel="threshold δ of the gradient's norm"
     )
-    ax.set(xticks=range(len(clips)), xticklabels=map(_threshold, clips))
-    ax.set_title(f"after {runs[0].config['steps']:,} steps (a point a seed)")
+    ax.set(xticks=range(len(groups)), xticklabels=map(_threshold, groups))
+    ax.set_title(f"RNN after {runs[0].config['steps']:,} steps (a point a seed)")
     ax.legend(fontsize=8)
     return fig
 
@@ -423,13 +398,12 @@ def summary(runs: Runs) -> str:
         )
     if len(runs.values(_CLIP)) > 1:
         parts = [
-            f"{NAMES[name]}, {_threshold(clip)}: "
-            + mean_and_spread(group.final(MAIN_METRIC))
-            for (name, clip), group in runs.by(_NAME, _CLIP).items()
+            f"{mean_and_spread(group.final(MAIN_METRIC))} {_threshold(clip)}"
+            for clip, group in runs.by(_CLIP).items()
         ]
         return (
-            f"Test loss after {steps:,} steps of gradient descent, {seeds} seeds: "
-            f"{'; '.join(parts)}."
+            f"Test loss of the RNN after {steps:,} steps of gradient descent, {seeds} "
+            f"seeds: {', '.join(parts)}."
         )
     parts = [
         f"{NAMES[name]} {mean_and_spread(group.final('observed/input_growth'))} (test "

@@ -62,9 +62,3 @@ def test_evaluation_measures_all_positions_and_the_last_ten():
     right = (logits.argmax(-1) == targets)[:, -10:]
     assert metrics["loss"].compute() == pytest.approx(-np.log(chosen).mean(), rel=1e-5)
     assert metrics["accuracy"].compute() == pytest.approx(right.mean())
-
-
-def test_gradients_are_not_clipped():
-    """As in the authors' code, whose clipping comes before there is a gradient."""
-    optimizer = copy_memory.Config().optimizer
-    assert (optimizer.name, optimizer.clip) == ("rmsprop", 0.0)

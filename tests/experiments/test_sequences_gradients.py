@@ -111,12 +111,6 @@ def test_a_step_back_through_an_rnn_grows_no_more_than_by_the_gain(gain):
     assert factors.max() <= gain * (1 + 1e-5)
 
 
-def test_growth_is_the_factor_of_an_exponential():
-    distances = np.arange(50)
-    assert module.growth(3 * 0.9**distances) == pytest.approx(0.9)
-    assert np.isfinite(module.growth(np.zeros(50, np.float32)))
-
-
 def test_clipping_bounds_the_step_of_gradient_descent():
     changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 1.0}
     config = tiny("rnn", **changes, **{"optimizer.clip": 0.01})

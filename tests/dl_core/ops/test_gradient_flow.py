@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl_core.ops.gradient_flow import norm, state_gradients
+from dl_core.ops.gradient_flow import growth, norm, state_gradients
 
 TIME, SIZE = 6, 4
 
@@ -59,3 +59,9 @@ def test_norms_neither_underflow_nor_overflow(scale):
 
 def test_the_norm_of_nothing_is_0():
     assert norm(jnp.zeros((2, SIZE))).tolist() == [0, 0]
+
+
+def test_growth_is_the_factor_of_an_exponential():
+    distances = np.arange(50)
+    assert growth(3 * 0.9**distances) == pytest.approx(0.9)
+    assert np.isfinite(growth(np.zeros(50, np.float32)))
