@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 
@@ -25,9 +26,11 @@ def log_likelihood(
     Raises:
       ValueError: if there are not logits for each value.
     """
-    log_probs = jax.nn.log_softmax(_of_levels(logits, values.shape))
-    index = values.astype(jnp.int32)[..., None]
-    return jnp.take_along_axis(log_probs, index, -1).reshape(len(values), -1).sum(1)
+    every = _of_levels(logits, values.shape)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        every, values.astype(jnp.int32)
+    )
+    return -losses.reshape(len(values), -1).sum(1)
 
 
 def bits_per_dimension(

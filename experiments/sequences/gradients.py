@@ -20,13 +20,13 @@ as shares of the norm at the last step, so that the size of the error cancels. A
 exponential is a straight line; its growth in a step, fitted to all distances by least
 squares of the logarithm, is 1 where nothing vanishes.
 
-Look for: in `networks` the slopes before and after training: learning the task means
-raising the gradients from far back. In `gains` the recurrent matrix of an untrained RNN
-is an orthogonal one times a gain, so all its singular values are the gain, and the
-gradient grows by no more than that in a step: below 1 it must vanish, above 1 it may
-explode, but where the tanh saturates it does not. In `clipping` that gain is 2 and the
-RNN goes down the plain gradient: how large its norm becomes, what such a step does to
-the loss, and whether a threshold δ for the norm prevents it.
+Look for: in `networks` the slopes before and after training, beside the loss: a network
+that learns the task must have gradients from far back. In `gains` the recurrent matrix
+of an untrained RNN is an orthogonal one times a gain, so all its singular values are
+the gain, and the gradient grows by no more than that in a step: below 1 it must vanish,
+above 1 it may explode, but where the tanh saturates it does not. In `clipping` that
+gain is 2 and the RNN goes down the plain gradient: how large its norm becomes, what
+such a step does to the loss, and whether a threshold δ for the norm prevents it.
 
 `--preset=paper` is the adding problem as in Bai, Kolter & Koltun, 2018
 (arXiv:1803.01271): T = 600, 70,000 parameters, ten epochs of 50,000 sequences.
@@ -173,11 +173,7 @@ def eval_step(
 def observe(
     config: Config, state: TrainState, key: jax.Array
 ) -> dict[str, Float[Array, " distances"]]:
-    """Measures the mean norm of a sequence's gradients, by distance from the end.
-
-    Returns:
-      "input", and of a recurrent network "state", from distance 0 to T - 1.
-    """
+    """Measures the mean norm of a sequence's gradients, from distance 0 to T - 1."""
     batch = adding_problem(jax.random.key(0), _MEASURED, config.length)
     gradients = {"input": input_gradients(config, state.params, **batch)}
     if config.model.name != "tcn":
@@ -205,10 +201,7 @@ def carry_gradients(
     inputs: Float[Array, "batch time 2"],
     targets: Float[Array, " batch"],
 ) -> Float[Array, "batch time numbers"]:
-    """Returns the gradient of each sequence's loss with respect to its states.
-
-    The state after a step is all that a recurrent network carries on, of all layers.
-    """
+    """Returns the gradient of each sequence's loss with respect to its states."""
     model, head = _model(config), nn.Dense(1)
 
     def carry_after(x, carry=None):
@@ -236,13 +229,6 @@ def score(config: Config, observed: Mapping[str, np.ndarray]) -> dict[str, float
 
 MAIN_METRIC = "test/loss"
 _NAME, _CLIP = "model.name", "optimizer.clip"
-_UNTRAINED = {
-    "steps": (1,),
-    "optimizer.name": ("sgd",),
-    "optimizer.learning_rate": (1e-9,),
-    _CLIP: (1.0,),
-}
-
 SWEEPS = {
     "networks": product(**{_NAME: tuple(NAMES), "seed": range(5)}),
     "clipping": product(
@@ -256,9 +242,13 @@ SWEEPS = {
         }
     ),
     "gains": product(
-        **_UNTRAINED,
         **{
             _NAME: ("rnn",),
+            # One step that changes nothing: what is measured is the initial network.
+            "steps": (1,),
+            "optimizer.name": ("sgd",),
+            "optimizer.learning_rate": (1e-9,),
+            _CLIP: (1.0,),
             "gain": (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0),
             "seed": range(5),
         },
@@ -285,15 +275,10 @@ def distance(runs: Runs) -> Figure:
         for ax in row:
             ax.axhline(1, color="grey", ls="--", lw=1)
             ax.set_yscale("log")
-            ax.grid(alpha=0.3)
-    for ax, when in zip(axes[0], ("before", "after"), strict=True):
-        ax.set_title(f"{when} training")
-    for ax in axes[1]:
-        ax.set_xlabel("distance from the loss, in steps")
-    fig.suptitle(
-        f"adding problem, T = {runs[0].config['length']}, "
-        f"{runs[0].config['steps']:,} steps (geometric mean and range over seeds)"
-    )
+    for column, when in zip(axes.T, ("before", "after"), strict=True):
+        column[0].set_title(f"{when} training")
+        column[1].set_xlabel("distance from the loss, in steps")
+    fig.suptitle("geometric mean and range over seeds")
     return fig
 
 
@@ -307,11 +292,11 @@ def _band(ax: plt.Axes, norms: list[np.ndarray], color: str, label: str) -> None
     ax.fill_between(np.arange(len(ends[0])), *ends, color=color, alpha=0.2, lw=0)
 
 
+_SHADES = ("C7", "C9", "C0", "C4")
+
+
 def _threshold(clip: float) -> str:
     return f"with δ = {clip:g}" if clip else "unclipped"
-
-
-_SHADES = ("C7", "C9", "C0", "C4")
 
 
 @figure(sweep="clipping")
@@ -327,8 +312,7 @@ def spikes(runs: Runs) -> Figure:
             ax.plot(steps, values, color=color, lw=0.8, label=label)
     axes[0].axhline(VARIANCE, color="grey", ls="--", lw=1)
     axes[0].set(yscale="log", ylabel="training loss (dashed: answering 1)")
-    axes[1].set(yscale="log", ylabel="norm of the gradient, before clipping")
-    axes[1].set_xlabel("step")
+    axes[1].set(yscale="log", ylabel="gradient's norm before clipping", xlabel="step")
     axes[0].legend(fontsize=8)
     rate, gain = (runs[0].config[k] for k in ("optimizer.learning_rate", "gain"))
     fig.suptitle(f"RNN, gain {gain:g}, gradient descent by {rate:g}, seed {seed}")
@@ -365,8 +349,8 @@ def gains(runs: Runs) -> Figure:
         seed_points(right, gain, group.final("observed/state_growth"), color, "_")
     ends = min(groups), max(groups)
     right.plot(ends, ends, color="black", lw=1, label="the gain: no more than that")
-    right.axhline(1, color="grey", ls="--", lw=1)
-    left.axhline(1, color="grey", ls="--", lw=1)
+    for ax in (left, right):
+        ax.axhline(1, color="grey", ls="--", lw=1)
     left.set(yscale="log", xlabel="distance from the loss, in steps")
     left.set_ylabel("gradient w.r.t. the state\n(share of that at distance 0)")
     left.legend(title="gain", fontsize=8, title_fontsize=8)
