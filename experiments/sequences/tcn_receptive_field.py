@@ -11,9 +11,10 @@ With two taps three blocks see 15 inputs: T = 14 is the longest delay, 15 is too
         --sweep=delays --executor=vmap
     python -m launch.figures --experiment=sequences.tcn_receptive_field
 
-Look for: for each depth the accuracy is near 1 up to T one below the receptive field,
-and that of guessing from there on, since the output does not depend on the symbol at
-all. The delays swept are the last that each depth can bridge and the first it cannot.
+Look for: for each depth the accuracy is 1 up to T one below the receptive field, and
+that of guessing from there on, since the output does not depend on the symbol at all.
+(One of five seeds of the deepest network did not learn its longest delay in time.) The
+delays swept are the last that each depth can bridge and the first it cannot.
 
 The farthest input in sight reaches the output on one path alone, through the first tap
 of every convolution. From the initial weights of the TCN's authors, which shrink what

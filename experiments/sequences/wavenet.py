@@ -18,12 +18,15 @@ The signal is synthesised: noise that rings at one frequency and is echoed twice
 is known: it is linear, and no network of that receptive field can, on average, code a
 sample in fewer bits than it needs (the dashed line).
 
-Look for: bits per sample against R. They fall in two steps, once R covers the first
-echo and once it covers both, 112 samples by default; a longer field buys nothing more.
-The generated sound has the echoes that its network could see, and no others. Time per
-sample: cached, it grows with the number of layers, that is with log R; naive, where
-each sample runs the network over the last R again, with R log R. Both are measured on
-one sequence, naive as calls of one compiled function (XLA's CPU backend runs
+Look for: bits per sample against R. They fall once R covers the first echo, and again
+once it covers both, 112 samples by default; a longer field buys little more. The
+networks come near the bound where they see the ringing alone, or the first echo; where
+both are in sight half a bit remains to be learned after so short a training. Sound
+generated with R = 9 has lost its correlation where the signal still has its own.
+
+Time per sample: cached, it grows with the number of layers, that is with log R; naive,
+where each sample runs the network over the last R again, with R log R. Both are
+measured on one sequence, naive as calls of one compiled function (XLA's CPU backend runs
 convolutions inside loops many times slower), cached as a scan. They depend on the
 machine and on what else it does, so two runs differ in them, and in nothing else.
 
