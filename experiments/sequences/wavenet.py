@@ -26,8 +26,8 @@ generated with R = 9 has lost its correlation where the signal still has its own
 
 Time per sample: cached, it grows with the number of layers, that is with log R; naive,
 where each sample runs the network over the last R again, with R log R. Both are
-measured on one sequence, naive as calls of one compiled function (XLA's CPU backend runs
-convolutions inside loops many times slower), cached as a scan. They depend on the
+measured on one sequence, naive as calls of one compiled function (XLA's CPU backend
+runs convolutions inside loops many times slower), cached as a scan. They depend on the
 machine and on what else it does, so two runs differ in them, and in nothing else.
 
 Not as in the paper: no sound was recorded, so nobody can be asked how natural it is
