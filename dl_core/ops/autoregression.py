@@ -27,6 +27,8 @@ def log_likelihood(
       ValueError: if there are not logits for each value.
     """
     every = _of_levels(logits, values.shape)
+    # Else the difference of large numbers would round small losses away.
+    every -= jax.lax.stop_gradient(every.max(-1, keepdims=True))
     losses = optax.softmax_cross_entropy_with_integer_labels(
         every, values.astype(jnp.int32)
     )

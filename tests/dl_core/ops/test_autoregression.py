@@ -24,6 +24,9 @@ def test_the_likelihood_is_torchs_cross_entropy_in_nats():
     )(logits)
     np.testing.assert_allclose(ours, -wanted.sum(), rtol=1e-5)
     np.testing.assert_allclose(slope, bits - 1 / (1 + np.exp(-logits)), atol=1e-5)
+    # Nearly certain, and right: what is lost is small, but not nothing.
+    sure = log_likelihood(jnp.full((1, 1), 14.0), jnp.ones((1, 1), jnp.int32))
+    np.testing.assert_allclose(sure, -np.log1p(np.exp(-14.0)), rtol=0.1)
     logits = rng.normal(size=(3, 4, 5, 7)).astype(np.float32)
     values = rng.integers(7, size=(3, 4, 5))
     wanted = functional.cross_entropy(
