@@ -15,10 +15,10 @@ modeling", 2018 (arXiv:1803.01271), section 5.2.
     python -m launch.figures --experiment=sequences.sequential_mnist
 
 Look for: how soon each network begins to learn. The TCN is at 90 % when the others are
-at 25 to 60; tearing neighbours apart costs it and the LSTM some of their accuracy, and
-gives the RNN, which sees the early pixels no more when it answers, late ones that tell
-something. All have the size of the TCN and take as many steps, few
-by default: the numbers say which learns faster, not which is better in the end.
+at 25 to 60. Tearing neighbours apart costs it and the LSTM some of their accuracy, and
+helps the RNN, which remembers little: in order, the last pixels are an empty margin.
+All have the size of the TCN and take as many steps, few by default: the numbers say
+which learns faster, not which is better in the end.
 `full_length` trains the TCN on all 784 pixels, beside the paper's accuracies.
 
 By default 12,000 digits of `mnist_subset`, reduced to 14×14 by averaging 2×2 pixels,
