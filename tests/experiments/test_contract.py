@@ -21,7 +21,7 @@ from launch import registry
 
 NAMES = registry.names()
 # A sweep of more programs than this is trained at all its points by --slow alone.
-FEW_PROGRAMS = 4
+FEW_PROGRAMS = 3
 
 
 def module_of(name):
