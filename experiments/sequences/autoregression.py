@@ -24,12 +24,12 @@ Look for: what depth gives each network. PixelCNNs gain by it, gated ones more, 
 weights that convolutions share between places: 13 thousand parameters in a PixelCNN of
 four blocks, 197 in a MADE of one layer, whose step in turn takes a thirtieth of the
 time. After so short a training that MADE is still level with the best of them, and
-deeper ones fall behind: not the published order. Samples cost one
-pass a pixel. The known upper half of a digit comes before the rest, so completions are
-draws from the exact conditional distribution; two draws for a digit differ where the
-upper half leaves open which digit it is. Adam's step size is the best of 0.001, 0.003
-and 0.01 for MADE and for PixelCNN, by the likelihood of the last thousand training
-digits, not trained on.
+deeper ones fall behind: not the published order. Samples cost one pass a pixel. The
+known upper half of a digit comes before the rest, so completions are draws from the
+exact conditional distribution; two draws for a digit differ where the upper half leaves
+open which digit it is. Adam's step size is the best of 0.001, 0.003 and 0.01 for MADE
+and for PixelCNN, by the likelihood of the last thousand training digits, not trained
+on.
 
 `--preset=paper` is the PixelCNN of the best public reproduction
 (EugenHotaj/pytorch-generative: 81.45 nats at 28×28 pixels, 15 residual blocks, 457
