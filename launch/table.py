@@ -30,7 +30,8 @@ def main(args: list[str]) -> None:
         raise UserError(f"--experiment={chosen}: it has no published table beside it")
     for experiment in experiments:
         for row in experiment.table:
-            print("\n".join(told(experiment, row, measured(experiment, row))), "\n")
+            lines = told(experiment, row, measured(experiment, row))
+            print(*lines, sep="\n", end="\n\n")
 
 
 def told(experiment, row, runs) -> Iterator[str]:

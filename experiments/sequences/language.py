@@ -18,8 +18,8 @@ the three files must be in the folder ptb, or in another one that
 
 Look for: the bits a character against the step. Guessing evenly costs log2 of the
 vocabulary; the text that each network writes at the end has the plays' layout and many
-of their short words. At equal steps the GRU is ahead of the TCN on characters, and the
-seeds of the RNN, for which the step size is too large, end far apart.
+of their short words. At equal steps the GRU is ahead on characters and the TCN on
+words; the seeds of the RNN, for which the step size is too large, end far apart.
 
 The text runs in `batch_size` streams, window after window (`dl_core.data.text`). A
 recurrent network carries its state from a window to the next, but no gradient
