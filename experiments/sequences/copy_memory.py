@@ -17,7 +17,8 @@ TCN, whose receptive field of 2,551 positions covers every delay here, recalls a
 in two of fifteen runs more than nine of ten; LSTM, GRU and RNN are at or little above
 the 1/8 of guessing. The loss of a network that has learned all but the symbols is
 10 ln 8 / (T + 20), the dashed lines. In `long`, the TCN of the authors' code at T = 500
-for as many steps: 48,000 sequences, not yet five of the paper's epochs.
+for as many steps, 48,000 sequences: three of five seeds recall all, two 98 %. After six
+of the paper's epochs, with `--config.steps=1878`, all five recalled all.
 
 As in the authors' public code, the input is the symbol's number as it is. The optimiser
 is the paper's, Adam with a step size of 0.002 and gradients clipped at a norm of 1. The
