@@ -1,10 +1,11 @@
-"""What several figures draw alike: images side by side, finals seed by seed."""
+"""What several figures draw alike: images side by side, curves, finals by seed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 
 
@@ -61,6 +62,31 @@ def table_of_mosaics(
             else:
                 ax.imshow(mosaic(images, columns))
     return fig
+
+
+def mean_and_range(
+    ax: plt.Axes,
+    x: Sequence[float] | Shaped[np.ndarray, " points"],
+    values: Float[np.ndarray, "runs points"],
+    style: str = "-",
+    *,
+    color: str,
+    alpha: float = 0.2,
+    **looks: Any,
+) -> None:
+    """Draws the mean over runs as a line, and the range of the runs as a band.
+
+    Args:
+      ax: where.
+      x: the places, such as steps.
+      values: a row a run, as of `Runs.curves`; there may be no places.
+      style: of the line.
+      color: of both.
+      alpha: opacity of the band.
+      **looks: of the line, such as its label.
+    """
+    ax.plot(x, values.mean(0), style, color=color, **looks)
+    ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=alpha, lw=0)
 
 
 def seed_points(

@@ -11,8 +11,9 @@ from typing import Self
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 @struct.dataclass
@@ -38,6 +39,23 @@ class Mean:
     def compute(self) -> Float[np.ndarray, "*shape"]:
         """Returns the mean."""
         return np.asarray(self.total) / np.asarray(self.count)
+
+
+def classification(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    mask: Float[Array, " batch"],
+) -> dict[str, Mean]:
+    """Returns the mean cross-entropy, "loss", and the share of right ones, "accuracy".
+
+    Args:
+      logits: of each class.
+      labels: the right classes.
+      mask: 0 for padded examples.
+    """
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    right = (logits.argmax(-1) == labels).astype(jnp.float32)
+    return {"loss": Mean.of(loss, mask), "accuracy": Mean.of(right, mask)}
 
 
 @struct.dataclass

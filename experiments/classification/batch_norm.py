@@ -33,9 +33,10 @@ from matplotlib.figure import Figure
 from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.batches import Batches, Data
 from dl_core.data.named import named_batches
+from dl_core.pictures import mean_and_range
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
-from dl_core.train.metrics import Mean, Percentiles
+from dl_core.train.metrics import Mean, Percentiles, classification
 from dl_core.train.state import TrainState
 
 
@@ -187,11 +188,9 @@ def eval_step(
         {"params": state.params, **state.collections}, batch["image"], train=False
     )
     labels, mask = batch["label"], batch["mask"]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     inputs = endpoints[f"sigmoid_input_{config.model.depth - 1}"][:, 0]
     return {
-        "loss": Mean.of(loss, mask),
-        "accuracy": Mean.of((logits.argmax(-1) == labels).astype(jnp.float32), mask),
+        **classification(logits, labels, mask),
         "sigmoid_input": Percentiles(inputs, mask, (15.0, 50.0, 85.0)),
     }
 
@@ -220,10 +219,8 @@ def covariate_shift(runs: Runs) -> Figure:
     for name, group in runs.by(_NORMALIZATION).items():
         words, color = _LOOKS[name]
         steps, accuracy = group.curves(MAIN_METRIC)
-        axes[0].plot(steps, accuracy.mean(0), color=color, label=f"{words} batch norm")
-        axes[0].fill_between(
-            steps, accuracy.min(0), accuracy.max(0), color=color, alpha=0.2, lw=0
-        )
+        label = f"{words} batch norm"
+        mean_and_range(axes[0], steps, accuracy, color=color, label=label)
     axes[0].set(xlabel="step", ylabel="test accuracy", ylim=(0, 1))
     axes[0].set_title("learning rate 0.1: mean and range over seeds")
     axes[0].legend(loc="lower right")

@@ -46,6 +46,7 @@ from dl_core.config import RunConfig, config, nested, static, traced
 from dl_core.data.batches import Data, InMemory
 from dl_core.data.named import named_batches
 from dl_core.ops.calibration import CalibratedError, CalibrationError, reliability
+from dl_core.pictures import mean_and_range
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import chain, product, zipped
 from dl_core.train.metrics import Mean
@@ -276,9 +277,7 @@ _LOOKS = {
 def _curve(ax: Axes, runs: Runs, metric: str, style: str = "-", **looks: Any) -> None:
     """Draws a metric over training: the mean over seeds and the range."""
     steps, values = runs.curves(metric)
-    ax.plot(steps, values.mean(0), style, **looks)
-    low, high = values.min(0), values.max(0)
-    ax.fill_between(steps, low, high, color=looks["color"], alpha=0.15, lw=0)
+    mean_and_range(ax, steps, values, style, alpha=0.15, **looks)
 
 
 def _finals(runs: Runs, metric: str) -> np.ndarray:

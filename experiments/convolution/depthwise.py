@@ -53,7 +53,7 @@ from dl_core.ops.cost import multiply_adds, parameter_count
 from dl_core.ops.pooling import global_avg_pool
 from dl_core.results import Run, Runs, figure, mean_and_spread
 from dl_core.sweep import product
-from dl_core.train.metrics import Mean
+from dl_core.train.metrics import Mean, classification
 from dl_core.train.state import TrainState
 
 Convolution = Literal["standard", "separable", "bottleneck"]
@@ -281,12 +281,7 @@ def eval_step(
     """Measures the loss and the accuracy."""
     variables = {"params": state.params, **state.collections}
     logits = Network(config.model).apply(variables, batch["image"], train=False)
-    labels, mask = batch["label"], batch["mask"]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return {
-        "loss": Mean.of(loss, mask),
-        "accuracy": Mean.of((logits.argmax(-1) == labels).astype(jnp.float32), mask),
-    }
+    return classification(logits, batch["label"], batch["mask"])
 
 
 MAIN_METRIC = "test/accuracy"

@@ -51,6 +51,7 @@ from dl_core.nn.group_conv import GroupConv, LiftingConv
 from dl_core.nn.normalization import BatchNorm
 from dl_core.ops.group_conv import ORDER, group_pool
 from dl_core.ops.pooling import max_pool
+from dl_core.pictures import mean_and_range
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
 from dl_core.train.metrics import Mean
@@ -376,9 +377,7 @@ def angles(runs: Runs) -> Figure:
                 continue
             # At 0 nothing changes, which a logarithm cannot show.
             last = scale * values[:, -1, 1:]
-            ax.plot(ANGLES[1:], last.mean(0), ".-", color=color, label=label)
-            ends = last.min(0), last.max(0)
-            ax.fill_between(ANGLES[1:], *ends, color=color, alpha=0.2, lw=0)
+            mean_and_range(ax, ANGLES[1:], last, ".-", color=color, label=label)
     for ax in axes:
         ax.set(xlabel="turned by, in degrees", xticks=np.arange(0, 361, 90))
         ax.grid(alpha=0.3)

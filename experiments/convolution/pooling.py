@@ -47,6 +47,7 @@ from dl_core.data.named import named_batches
 from dl_core.nn.conv import Conv
 from dl_core.ops import augment
 from dl_core.ops.pooling import avg_pool, max_pool
+from dl_core.pictures import mean_and_range
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
 from dl_core.train.metrics import Mean
@@ -304,10 +305,7 @@ def invariance(runs: Runs) -> Figure:
                 values = values[np.isfinite(values).all(axis=1)]
                 if not len(values):
                     continue
-                ax.plot(sizes, values.mean(0), ".-", color=color, label=words)
-                ax.fill_between(
-                    sizes, values.min(0), values.max(0), color=color, alpha=0.2, lw=0
-                )
+                mean_and_range(ax, sizes, values, ".-", color=color, label=words)
             column[1].set_xlabel(_AXES[name])
     axes[0, 0].set(ylabel="test accuracy, %", ylim=(0, 101))
     axes[1, 0].set(ylabel="answers that stay, %", ylim=(0, 101))

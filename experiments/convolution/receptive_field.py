@@ -51,7 +51,7 @@ from dl_core.ops.published_networks import IMAGE_SIZE, PUBLISHED
 from dl_core.ops.receptive_field import Layer, ReceptiveField, receptive_field
 from dl_core.results import Run, Runs, figure, mean_and_spread
 from dl_core.sweep import product, zipped
-from dl_core.train.metrics import Mean
+from dl_core.train.metrics import Mean, classification
 from dl_core.train.state import TrainState
 
 Kind = Literal["plain", "dilated", "strided", "pooled"]
@@ -208,10 +208,7 @@ def eval_step(
 ) -> dict[str, Mean]:
     """Measures the loss and the accuracy."""
     logits, _ = Network(config.model).apply({"params": state.params}, batch["image"])
-    labels, mask = batch["label"], batch["mask"]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = (logits.argmax(-1) == labels).astype(jnp.float32)
-    return {"loss": Mean.of(loss, mask), "accuracy": Mean.of(correct, mask)}
+    return classification(logits, batch["label"], batch["mask"])
 
 
 def effective_fields(

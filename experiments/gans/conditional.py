@@ -63,6 +63,7 @@ from dl_core.metrics.moments import gaussian
 from dl_core.models.conditioning import Conditioning, Constraint
 from dl_core.models.gans import Architecture, make_critic, make_generator
 from dl_core.ops.adversarial import Objective
+from dl_core.pictures import mean_and_range
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
 from dl_core.train.adversarial import Game, GanState
@@ -349,9 +350,7 @@ def training(runs: Runs) -> Figure:
         for kind, group in runs.by(_CONDITIONING).items():
             name, color = _LOOKS[kind]
             steps, values = group.curves(metric)
-            ax.plot(steps, scale * values.mean(0), color=color, label=name)
-            ends = scale * values.min(0), scale * values.max(0)
-            ax.fill_between(steps, *ends, color=color, alpha=0.2, lw=0)
+            mean_and_range(ax, steps, scale * values, color=color, label=name)
         ax.set(xlabel="step", ylabel=label)
         ax.grid(alpha=0.3)
     real = runs.final("test/accuracy_real")

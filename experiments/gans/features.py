@@ -52,9 +52,10 @@ from dl_core.metrics.frechet import FrechetDistance
 from dl_core.metrics.moments import Moments
 from dl_core.models.feature_classifier import SIDE, FeatureClassifier
 from dl_core.ops import augment
+from dl_core.pictures import mean_and_range
 from dl_core.results import Run, Runs, figure, mean_and_spread
 from dl_core.sweep import product
-from dl_core.train.metrics import Mean
+from dl_core.train.metrics import Mean, classification
 from dl_core.train.state import TrainState
 
 Images = Float[Array, "n 32 32 channels"]
@@ -243,10 +244,8 @@ def eval_step(
     even = mask * (jnp.arange(len(images)) % 2 == 0)
     halves = (Moments.of(real, half) for half in (even, mask - even))
     whole, changed = Moments.of(real, mask), iter(changed)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     metrics = {
-        "loss": Mean.of(loss, mask),
-        "accuracy": Mean.of((logits.argmax(-1) == labels).astype(jnp.float32), mask),
+        **classification(logits, labels, mask),
         "frechet_halves": FrechetDistance(*halves),
     }
     for name, strengths in STRENGTHS.items():
@@ -327,9 +326,7 @@ def distance(runs: Runs) -> Figure:
             values, color = _finals(group, name), f"C{number}"
             if not len(values):  # All diverged.
                 continue
-            ax.plot(strengths, values.mean(0), ".-", color=color, label=width)
-            ends = values.min(0), values.max(0)
-            ax.fill_between(strengths, *ends, color=color, alpha=0.2, lw=0)
+            mean_and_range(ax, strengths, values, ".-", color=color, label=width)
             chance = np.nanmean(group.final("test/frechet_halves"))
             ax.axhline(chance, color=color, ls=":", lw=1)
         ax.set(xlabel=_AXES[name], xscale="log", yscale="log")

@@ -71,7 +71,7 @@ from dl_core.errors import UserError
 from dl_core.metrics.features import load_extractor
 from dl_core.models.dcgan import Critic, Generator
 from dl_core.ops.adversarial import Objective
-from dl_core.pictures import mosaic
+from dl_core.pictures import mean_and_range, mosaic
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product, zipped
 from dl_core.train.adversarial import Game, GanState
@@ -387,9 +387,8 @@ def training(runs: Runs) -> Figure:
         for method, group in runs.by(*_METHOD).items():
             name, color = _LOOKS[method]
             steps, values = group.curves(metric)
-            ax.plot(steps, values.mean(0), ".-", color=color, label=name)
-            ends = values.min(0), values.max(0)
-            ax.fill_between(steps, *ends, color=color, alpha=0.15, lw=0)
+            looks = {"color": color, "alpha": 0.15, "label": name}
+            mean_and_range(ax, steps, values, ".-", **looks)
         _draw_reference(ax, runs, metric)
         ax.set(xlabel="step (updates of the generator)", ylabel=_AXES[metric])
         ax.set(xlim=(0, None), ylim=(0, None))

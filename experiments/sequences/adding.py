@@ -41,6 +41,7 @@ from dl_core.config import RunConfig, config, nested, static
 from dl_core.data.adding import VARIANCE, adding_problem
 from dl_core.data.batches import Data, Generated
 from dl_core.models.sequence import COLORS, NAMES, Network, SequenceModel
+from dl_core.pictures import mean_and_range
 from dl_core.published import Row
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product, zipped
@@ -186,9 +187,7 @@ def networks(runs: Runs) -> Figure:
     fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, group in runs.by("model.name").items():
         steps, values = group.curves(MAIN_METRIC)
-        ax.plot(steps, values.mean(0), color=COLORS[name], label=NAMES[name])
-        low, high = values.min(0), values.max(0)
-        ax.fill_between(steps, low, high, color=COLORS[name], alpha=0.2, lw=0)
+        mean_and_range(ax, steps, values, color=COLORS[name], label=NAMES[name])
     _finish(ax, f"T = {runs[0].config['length']}, {len(runs.values('seed'))} seeds")
     ax.set_ylabel("test mean squared error (mean and range)")
     ax.legend()

@@ -43,6 +43,7 @@ from matplotlib.figure import Figure
 from dl_core.config import RunConfig, config, nested, static
 from dl_core.data.batches import Data, Generated
 from dl_core.models.sequence import COLORS, NAMES, Network, SequenceModel
+from dl_core.pictures import mean_and_range
 from dl_core.published import Row
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
@@ -262,9 +263,7 @@ def _losses(ax: plt.Axes, runs: Runs) -> None:
 def _curves(ax: plt.Axes, runs: Runs, metric: str) -> None:
     for name, group in runs.by(_NAME).items():
         steps, values = group.curves(metric)
-        ax.plot(steps, values.mean(0), color=COLORS[name], label=NAMES[name])
-        low, high = values.min(0), values.max(0)
-        ax.fill_between(steps, low, high, color=COLORS[name], alpha=0.2, lw=0)
+        mean_and_range(ax, steps, values, color=COLORS[name], label=NAMES[name])
 
 
 def _guessing(ax: plt.Axes) -> None:

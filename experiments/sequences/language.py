@@ -53,6 +53,7 @@ from dl_core.data.batches import Data
 from dl_core.data.text import TextConfig, Windows, read_text
 from dl_core.models.language import LanguageModel, Model
 from dl_core.models.sequence import COLORS, NAMES
+from dl_core.pictures import mean_and_range
 from dl_core.published import Row
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
@@ -202,7 +203,7 @@ def train_step(
     grad = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, carry), gradients = grad(state.params)
     collections = {} if carry is None else {"carry": carry}
-    metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
     optimizer = config.optimizer.make()
     return state.apply_gradients(gradients, optimizer, collections), metrics
 
@@ -320,11 +321,7 @@ def _curves(runs: Runs) -> Figure:
     for place, (name, group) in enumerate(groups.items()):
         color = COLORS[name]
         steps, values = group.curves(f"validation/{metric}")
-        ax.plot(steps, values.mean(0), color=color, label=NAMES[name])
-        if values.size:
-            ax.fill_between(
-                steps, values.min(0), values.max(0), color=color, alpha=0.2, lw=0
-            )
+        mean_and_range(ax, steps, values, color=color, label=NAMES[name])
         finals = group.final(f"test/{metric}")
         ends.plot([place] * len(finals), finals, "o", color=color, ms=4, alpha=0.6)
         if setting["data.path"]:

@@ -44,6 +44,7 @@ from dl_core.config import RunConfig, config, nested, static
 from dl_core.data.batches import Data, InMemory
 from dl_core.data.music import KEYS, padded, read
 from dl_core.models.sequence import COLORS, NAMES, Network, SequenceModel
+from dl_core.pictures import mean_and_range
 from dl_core.published import Row
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
@@ -221,9 +222,7 @@ def curves(runs: Runs) -> Figure:
         rows = np.arange(len(best)), best
         label = f"{NAMES[name]}, at the dot {mean_and_spread(test[rows])}"
         for ax, values in zip(axes, (validation, test), strict=True):
-            ax.plot(steps, values.mean(0), color=COLORS[name], label=label)
-            ends = values.min(0), values.max(0)
-            ax.fill_between(steps, *ends, color=COLORS[name], alpha=0.2, lw=0)
+            mean_and_range(ax, steps, values, color=COLORS[name], label=label)
             dot = steps[best].mean(), values[rows].mean()
             ax.plot(*dot, "o", color=COLORS[name], ms=6, mec="k", zorder=3)
     axes[1].plot([], [], "--", color="grey", lw=1, label="the paper's")

@@ -46,10 +46,11 @@ from dl_core.data.batches import Batches, Data
 from dl_core.data.named import named_batches
 from dl_core.errors import UserError
 from dl_core.models.sequence import COLORS, NAMES, Network, SequenceModel
+from dl_core.pictures import mean_and_range
 from dl_core.published import Row
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product, zipped
-from dl_core.train.metrics import Mean
+from dl_core.train.metrics import Mean, classification
 from dl_core.train.optimizers import Optimizer
 from dl_core.train.state import TrainState
 
@@ -167,7 +168,9 @@ def train_step(
             last_only=True,
             rngs={"dropout": key},
         )
-        return _cross_entropy(logits, batch["label"]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["label"]
+        ).mean()
 
     return state.descend(loss, config.optimizer.make())
 
@@ -184,19 +187,8 @@ def eval_step(
     config: Config, state: TrainState, batch: dict[str, Array]
 ) -> dict[str, Mean]:
     """Measures the loss and the accuracy."""
-    labels, mask = batch["label"], batch["mask"]
     logits = classify(config, state, batch["inputs"])
-    right = (logits.argmax(-1) == labels).astype(jnp.float32)
-    return {
-        "loss": Mean.of(_cross_entropy(logits, labels), mask),
-        "accuracy": Mean.of(right, mask),
-    }
-
-
-def _cross_entropy(
-    logits: Float[Array, "batch 10"], labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return classification(logits, batch["label"], batch["mask"])
 
 
 MAIN_METRIC = "test/accuracy"
@@ -240,11 +232,7 @@ def _panels(runs: Runs) -> tuple[Figure, list[tuple[Axes, bool, Runs]]]:
 def _draw(ax: Axes, runs: Runs, name: str) -> None:
     """Draws the accuracy over training of one network."""
     steps, values = runs.curves(MAIN_METRIC)
-    values = 100 * values
-    ax.plot(steps, values.mean(0), color=COLORS[name], label=NAMES[name])
-    if values.size:
-        ends = values.min(0), values.max(0)
-        ax.fill_between(steps, *ends, color=COLORS[name], alpha=0.2, lw=0)
+    mean_and_range(ax, steps, 100 * values, color=COLORS[name], label=NAMES[name])
 
 
 def _draw_published(ax: Axes, *, permuted: bool, name: str) -> None:

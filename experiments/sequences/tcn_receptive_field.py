@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from dl_core.config import RunConfig, config, nested, static, traced
@@ -43,7 +43,7 @@ from dl_core.models.sequence import Network, SequenceModel
 from dl_core.nn.temporal import receptive_field
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
-from dl_core.train.metrics import Mean
+from dl_core.train.metrics import Mean, classification
 from dl_core.train.optimizers import Optimizer
 from dl_core.train.state import TrainState
 
@@ -144,7 +144,9 @@ def train_step(
             last_only=True,
             rngs={"dropout": key},
         )
-        return _cross_entropy(logits, batch["targets"]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["targets"]
+        ).mean()
 
     return state.descend(loss, config.optimizer.make())
 
@@ -161,19 +163,8 @@ def eval_step(
     config: Config, state: TrainState, batch: dict[str, Array]
 ) -> dict[str, Mean]:
     """Measures the loss and the accuracy."""
-    targets, mask = batch["targets"], batch["mask"]
     logits = predict(config, state, batch["inputs"])
-    right = (logits.argmax(-1) == targets).astype(jnp.float32)
-    return {
-        "loss": Mean.of(_cross_entropy(logits, targets), mask),
-        "accuracy": Mean.of(right, mask),
-    }
-
-
-def _cross_entropy(
-    logits: Float[Array, "batch symbols"], targets: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return classification(logits, batch["targets"], batch["mask"])
 
 
 MAIN_METRIC = "test/accuracy"
