@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from dl_core.pictures import mosaic, seed_points, table_of_mosaics
+from dl_core.pictures import mean_and_range, mosaic, seed_points, table_of_mosaics
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -46,3 +46,17 @@ def test_seeds_are_points_and_those_lost_are_counted():
     np.testing.assert_array_equal(bar.get_xydata(), [[2, 2]])
     assert ax.texts[0].get_text() == "1 div."
     plt.close(fig)
+
+
+@pytest.mark.parametrize("points", [3, 0])
+def test_a_curve_is_the_mean_and_its_band_the_range(points):
+    values = np.array([[1.0, 2, 6], [3, 2, 0]])[:, :points]
+    _, ax = plt.subplots()
+    mean_and_range(ax, np.arange(points), values, "--", color="C3", label="three")
+    (line,) = ax.lines
+    np.testing.assert_array_equal(line.get_ydata(), [2, 2, 3][:points])
+    assert (line.get_linestyle(), line.get_label()) == ("--", "three")
+    (band,) = ax.collections
+    corners = {tuple(xy) for path in band.get_paths() for xy in path.vertices}
+    assert {(0, 1), (0, 3), (2, 0), (2, 6)} <= corners if points else not corners
+    plt.close()

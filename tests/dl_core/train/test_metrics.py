@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dl_core.train.metrics import Mean, Percentiles
+from dl_core.train.metrics import Mean, Percentiles, classification
 
 PERCENTS = (0.0, 15.0, 50.0, 85.0, 100.0)
 
@@ -81,3 +82,17 @@ def test_millions_of_examples_are_counted_exactly():
         total = total.merge(jax.device_get(batch))
     assert total.compute() == pytest.approx(1)
     assert float(total.count) == 41 * (1 << 20)
+
+
+def test_a_classification_is_measured_as_by_torch_without_the_padding():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4)).astype(np.float32)
+    labels = rng.integers(4, size=6).astype(np.int32)
+    mask = np.array([1, 1, 1, 1, 0, 0], np.float32)
+    found = classification(*map(jnp.asarray, (logits, labels, mask)))
+    loss = torch.nn.functional.cross_entropy(
+        torch.tensor(logits[:4]), torch.tensor(labels[:4]).long()
+    )
+    np.testing.assert_allclose(found["loss"].compute(), float(loss), rtol=1e-6)
+    right = (logits[:4].argmax(1) == labels[:4]).mean()
+    np.testing.assert_allclose(found["accuracy"].compute(), right, rtol=1e-6)
