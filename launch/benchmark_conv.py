@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,26 @@ _WARM_UP = 0.02
 """Seconds of calls before a measurement."""
 
 
+def require_torch(benchmark: str) -> ModuleType:
+    """Returns torch, which is to use every core that this process may.
+
+    Args:
+      benchmark: what is to be compared with it.
+
+    Raises:
+      UserError: if torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"the benchmark {benchmark} compares with torch, which is not installed: "
+            "install the test tools (pip install -e .[test])"
+        ) from None
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return torch
+
+
 def run(repeats: int) -> None:
     """Prints for each case torch's time over ours, then what a loop costs.
 
@@ -98,14 +119,7 @@ def run(repeats: int) -> None:
     Raises:
       UserError: if torch is not installed.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            "the benchmark conv compares with torch, which is not installed: install "
-            "the test tools (pip install -e .[test])"
-        ) from None
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    require_torch("conv")
     print("torch's time over ours; in brackets, over that of XLA's own convolution")
     print(f"{'':<46}{'forward':^23}{'forward + backward':^25}")
     ratios: dict[str, list[tuple[float, ...]]] = {}

@@ -9,15 +9,13 @@ comes with the test tools (`pip install -e .[test]`).
 
 import dataclasses
 import functools
-import os
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from dl_core.errors import UserError
-from launch.benchmark_conv import measure, ratio
+from launch.benchmark_conv import measure, ratio, require_torch
 
 Step = Callable[[], object]
 
@@ -62,18 +60,11 @@ def run(repeats: int, peak: float | None = None) -> None:
     Raises:
       UserError: if torch is not installed.
     """
-    try:
-        import torch
-
-        from launch import benchmark_gan_torch
-    except ImportError:
-        raise UserError(
-            "the benchmark gan compares with torch, which is not installed: install "
-            "the test tools (pip install -e .[test])"
-        ) from None
+    torch = require_torch("gan")
     import jax
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    from launch import benchmark_gan_torch
+
     torch.set_float32_matmul_precision("high")
     accelerated = jax.default_backend() != "cpu"
     for case in CASES:

@@ -10,7 +10,6 @@ with the test tools (`pip install -e .[test]`).
 
 import dataclasses
 import functools
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dl_core.errors import UserError
 from dl_core.models.sequence import NAMES, Network, SequenceModel
 from dl_core.nn import streaming
 from dl_core.nn.temporal import WaveNet
 from dl_core.train.optimizers import Optimizer
 from dl_core.train.state import TrainState
-from launch.benchmark_conv import measure
+from launch.benchmark_conv import measure, require_torch
 
 Times = Sequence[float]
 
@@ -83,16 +81,9 @@ def run(repeats: int) -> None:
     Raises:
       UserError: if torch is not installed.
     """
-    try:
-        import torch
+    torch = require_torch("sequence")
+    from launch import benchmark_sequence_torch
 
-        from launch import benchmark_sequence_torch
-    except ImportError:
-        raise UserError(
-            "the benchmark sequence compares with torch, which is not installed: "
-            "install the test tools (pip install -e .[test])"
-        ) from None
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     print(f"a step of training; torch has {torch.get_num_threads()} threads")
     for case in CASES:
         functions = {
