@@ -13,6 +13,7 @@
     SWEEPS              {name: points} (dl_core.sweep)
     FIGURES             {name: function decorated with dl_core.results.figure}
     summary             (runs) -> one sentence, the measured result
+    assets (optional)   (config) -> {file name: bytes}, kept with the run: vocabularies
     TABLE (optional)    rows of a paper's table (dl_core.published), for launch.table
 
 `init`, `train_step`, `eval_step` and `observe` are pure and traced; `state` is a pytree
@@ -20,6 +21,9 @@ of finite numbers with a `step`, and holds no function and no key. An evaluation
 its metrics as set/name (test/accuracy); where one computes a mapping, as
 `dl_core.metrics.generative.Generative` does, as set/key (test/frechet), without the
 metric's name.
+
+What `assets` gives is compared with what was kept when a run goes on: a checkpoint is of
+no use with another vocabulary.
 
 An experiment of several trainings in sequence defines `STAGES`, a tuple of `Stage`,
 instead of the functions above; each later stage's `init` takes the state that the stage
@@ -70,6 +74,7 @@ class Experiment:
     sweeps: Mapping[str, Points]
     figures: Mapping[str, Callable]
     summary: Callable
+    assets: Callable[[Any], Mapping[str, bytes]] | None = None
     table: tuple[Row, ...] = ()
 
     @classmethod
@@ -105,6 +110,7 @@ class Experiment:
             sweeps=module.SWEEPS,
             figures=module.FIGURES,
             summary=module.summary,
+            assets=getattr(module, "assets", None),
             table=getattr(module, "TABLE", ()),
         )
 

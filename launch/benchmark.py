@@ -7,6 +7,9 @@ vmap       16 points of gans.toy trained all at once against the same points in 
 conv       convolutions of every kind against torch, and inside a loop against outside
 gan        a step of DCGAN, critic and generator, against the same networks in torch
 sequence   steps of TCN, LSTM and GRU against torch, generation with and without memory
+attention  steps of Transformers against torch, beam search against greedy
+memory     a step of the Neural Turing Machine against one as published, in torch
+embeddings CBOW, words a second, against gensim
 """
 
 import contextlib
@@ -34,9 +37,8 @@ flags.DEFINE_string("data_dir", None, "Folder of the data sets (default: as for 
 
 def main(args: list[str]) -> None:
     """Runs the benchmark that the argument names."""
-    benchmarks = {
-        function.__name__: function for function in (loop, vmap, conv, gan, sequence)
-    }
+    functions = (loop, vmap, conv, gan, sequence, attention, memory, embeddings)
+    benchmarks = {function.__name__: function for function in functions}
     if len(args) != 1 or args[0] not in benchmarks:
         given = " ".join(args)
         raise UserError(
@@ -142,6 +144,27 @@ def sequence() -> None:
     from launch import benchmark_sequence
 
     benchmark_sequence.run(FLAGS.repeats)
+
+
+def attention() -> None:
+    """Prints torch's time over ours for Transformers, and beam search's over greedy."""
+    from launch import benchmark_attention
+
+    benchmark_attention.run(FLAGS.repeats)
+
+
+def memory() -> None:
+    """Prints the time of the Neural Turing Machine's step, ours and as published."""
+    from launch import benchmark_memory
+
+    benchmark_memory.run(FLAGS.repeats)
+
+
+def embeddings() -> None:
+    """Prints words a second of CBOW, ours and gensim's, and their ratio."""
+    from launch import benchmark_embeddings
+
+    benchmark_embeddings.run(FLAGS.repeats)
 
 
 def _train(experiment, configs, *, together: bool) -> float:

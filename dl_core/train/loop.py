@@ -100,6 +100,9 @@ class _Training:
         self.started = time.monotonic()
 
     def train(self) -> list[Outcome]:
+        if self.experiment.assets is not None:
+            for run in self.runs:
+                run.keep(self.experiment.assets(run.config))
         step, stage_index, state = self._restore()
         self.bar = tqdm(
             total=self.ends[-1],

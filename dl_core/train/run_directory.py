@@ -2,6 +2,7 @@
 
 config.json     the experiment and its complete config
 metrics.jsonl   a row an interval: step, stage, metrics by name
+assets/         files that belong to the parameters, such as vocabularies
 artifacts/      arrays observed at the evaluations, <stage>-<step>.npz
 checkpoints/    Orbax's
 events.out.*    the same metrics for TensorBoard
@@ -92,6 +93,25 @@ class RunDirectory:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         write_atomically(folder / f"{stage}-{step:08d}.npz", buffer.getvalue())
+
+    def keep(self, assets: Mapping[str, bytes]) -> None:
+        """Keeps files beside the parameters, or sees that they are those kept before.
+
+        Raises:
+          UserError: if one differs: the parameters would not belong to it.
+        """
+        folder = self.path / "assets"
+        folder.mkdir(exist_ok=True)
+        for name, content in assets.items():
+            file = folder / name
+            if not file.exists():
+                write_atomically(file, content)
+            elif file.read_bytes() != content:
+                raise UserError(
+                    f"{file} is not what the data give now, so the run's checkpoints "
+                    "do not belong to them: give the data it began with, or another "
+                    "--name"
+                )
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result: there is nothing left to do."""

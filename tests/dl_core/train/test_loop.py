@@ -13,6 +13,7 @@ from tiny import IN_STAGES, TINY, After, StagesConfig, train
 
 from dl_core.config import replace
 from dl_core.data.batches import Data, Streamed
+from dl_core.errors import UserError
 from dl_core.train import loop
 from dl_core.train.run_directory import read_rows
 
@@ -590,6 +591,25 @@ def test_streamed_data_is_closed_when_training_ends(tmp_path, end):
     finally:
         while OPENED:
             OPENED.pop().close()
+
+
+# Files that belong to the parameters.
+
+
+def with_words(words):
+    return dataclasses.replace(TINY, assets=lambda config: {"words.txt": words})
+
+
+def test_a_run_keeps_its_assets_and_goes_on_with_no_others(tmp_path):
+    run = {tmp_path / "run": tiny.Config()}
+    train(with_words(b"one two"), run, After(4))
+    kept = tmp_path / "run/assets/words.txt"
+    assert kept.read_bytes() == b"one two"
+    with pytest.raises(UserError, match=r"words\.txt is not what the data give now"):
+        train(with_words(b"one three"), run)
+    assert kept.read_bytes() == b"one two"
+    (outcome,) = train(with_words(b"one two"), run)
+    assert outcome.status == loop.DONE
 
 
 def test_keys_and_functions_are_not_in_a_state(finished):
