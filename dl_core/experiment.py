@@ -22,8 +22,8 @@ its metrics as set/name (test/accuracy); where one computes a mapping, as
 `dl_core.metrics.generative.Generative` does, as set/key (test/frechet), without the
 metric's name.
 
-What `assets` gives is compared with what was kept when a run goes on: a checkpoint is of
-no use with another vocabulary.
+When a run goes on, what `assets` gives is compared with what was kept: a checkpoint is
+of no use with another vocabulary.
 
 An experiment of several trainings in sequence defines `STAGES`, a tuple of `Stage`,
 instead of the functions above; each later stage's `init` takes the state that the stage
