@@ -19,6 +19,7 @@ EMBEDDED = {
     "jsb_chorales": "dl_core.data.jsb_chorales",
     "mnist_subset": "dl_core.data.mnist_subset",
     "shakespeare_small": "dl_core.data.shakespeare_small",
+    "tatoeba_small": "dl_core.data.tatoeba_small",
 }
 """The data sets that ship with the project, and the packages of their builders."""
 
