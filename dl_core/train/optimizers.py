@@ -1,7 +1,8 @@
 """Update rules as parts of an experiment's config."""
 
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -33,6 +34,55 @@ class FallingAdam(Adam):
         if self.falls:
             rate = optax.schedules.linear_schedule(rate, 0.0, updates)
         return optax.adam(rate, self.beta1, self.beta2)
+
+
+@config
+class Warmed(Adam):
+    """Adam whose step size rises linearly, then falls along a cosine; clipped.
+
+    Weights decay apart from the gradient (Loshchilov & Hutter, 2019), matrices alone.
+    """
+
+    beta1: float = traced(0.9, "Decay of the mean.", at_least=0, below=1)
+    warmup: int = static(0, "Steps over which the step size rises.", at_least=0)
+    least: float = traced(
+        0.1, "The step size at the end, of the largest.", at_least=0, at_most=1
+    )
+    weight_decay: float = traced(
+        0.0, "Part of a matrix lost a step, times the step size.", at_least=0
+    )
+    clip: float = traced(
+        1.0, "Largest norm of the gradient; 0 leaves it as it is.", at_least=0
+    )
+
+    def make(self, updates: int) -> optax.GradientTransformation:
+        """Returns the update rule of a network that takes so many updates."""
+        falling = max(updates - self.warmup, 1)
+
+        def rate(count):
+            rise = (count + 1) / (self.warmup + 1)
+            fallen = jnp.clip((count - self.warmup) / falling, 0, 1)
+            cosine = (1 + jnp.cos(jnp.pi * fallen)) / 2
+            shape = self.least + (1 - self.least) * cosine
+            return self.learning_rate * jnp.minimum(rise, shape)
+
+        def matrices(params):
+            return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+        return optax.chain(
+            _clip(self.clip),
+            optax.adamw(
+                rate,
+                self.beta1,
+                self.beta2,
+                weight_decay=self.weight_decay,
+                mask=matrices,
+            ),
+        )
+
+
+def _clip(largest: Any) -> optax.GradientTransformation:
+    return optax.clip_by_global_norm(jnp.where(largest > 0, largest, jnp.inf))
 
 
 @config
@@ -68,5 +118,35 @@ class Optimizer:
             "rmsprop": lambda rate: optax.rmsprop(rate, 0.99, eps_in_sqrt=False),
             "sgd": optax.sgd,
         }[self.name](rate)
-        largest = jnp.where(self.clip > 0, self.clip, jnp.inf)
-        return optax.chain(optax.clip_by_global_norm(largest), rule)
+        return optax.chain(_clip(self.clip), rule)
+
+
+@config
+class RMSprop:
+    """Clipped gradients, RMSprop, momentum: what Graves trains recurrent networks by.
+
+    As in torch, epsilon is outside the root. It limits how far a large gradient throws
+    a network whose gradients have long been small: by 4.5 / (1 - momentum) step sizes
+    without it.
+    """
+
+    learning_rate: float = traced(3e-4, "Step size.", above=0)
+    decay: float = traced(0.95, "Decay of the square.", at_least=0, below=1)
+    momentum: float = traced(0.9, "Momentum.", at_least=0, below=1)
+    epsilon: float = traced(1e-4, "Added to the root of the mean square.", above=0)
+    clip: float = traced(10.0, "Largest entry of a gradient.", above=0)
+    falls: bool = static(False, "Whether the step size falls linearly to 0.")
+
+    def make(self, updates: int) -> optax.GradientTransformation:
+        """Returns the update rule of a network that takes so many updates."""
+        rate = self.learning_rate
+        if self.falls:
+            rate = optax.schedules.linear_schedule(rate, 0.0, updates)
+        rule = optax.rmsprop(
+            rate,
+            self.decay,
+            self.epsilon,
+            momentum=self.momentum,
+            eps_in_sqrt=False,
+        )
+        return optax.chain(optax.clip(self.clip), rule)
