@@ -1,0 +1,1 @@
+"""Memory: networks that read and write a memory outside themselves."""
