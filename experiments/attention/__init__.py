@@ -1,0 +1,1 @@
+"""Attention: what is far away, found by what it is."""
