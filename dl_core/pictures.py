@@ -1,5 +1,6 @@
-"""What several figures draw alike: images side by side, curves, finals by seed."""
+"""What several figures draw alike: images, texts, curves, finals by seed."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,39 @@ def table_of_mosaics(
                 ax.text(0.5, 0.5, "diverged", ha="center", transform=ax.transAxes)
             else:
                 ax.imshow(mosaic(images, columns))
+    return fig
+
+
+def texts(
+    columns: Sequence[tuple[str, str, str]],
+    *,
+    width: int = 34,
+    lines: int = 26,
+) -> Figure:
+    """Shows texts side by side, as they are written by machine.
+
+    Args:
+      columns: of each text its title, the title's colour, and the text.
+      width: letters of a line.
+      lines: lines that are shown.
+    """
+    fig, axes = plt.subplots(
+        1,
+        len(columns),
+        figsize=(3 * len(columns), 3.8),
+        layout="constrained",
+        squeeze=False,
+    )
+    style = {"family": "monospace", "size": 7.5, "parse_math": False, "va": "top"}
+    for ax, (title, color, text) in zip(axes[0], columns, strict=True):
+        parts = [
+            part
+            for line in text.splitlines()
+            for part in textwrap.wrap(line, width, break_on_hyphens=False) or [""]
+        ]
+        ax.text(0, 1, "\n".join(parts[:lines]), **style)
+        ax.set_title(title, color=color, loc="left")
+        ax.axis("off")
     return fig
 
 

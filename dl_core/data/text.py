@@ -44,6 +44,12 @@ class TextConfig:
         2_000, "Most frequent words that are kept; others are <unk>.", at_least=2
     )
 
+    @property
+    def text(self) -> "Text":
+        """The text, as `read_text` reads it."""
+        names = [field.name for field in dataclasses.fields(TextConfig)]
+        return read_text(TextConfig(**{name: getattr(self, name) for name in names}))
+
 
 class Text(NamedTuple):
     """A text by split, its tokens as places in the vocabulary."""

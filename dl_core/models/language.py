@@ -1,11 +1,18 @@
 """Models of the next token of a text: an embedding, a network over time, logits."""
 
+import dataclasses
+import functools
+import math
+
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from dl_core.config import config, static
 from dl_core.models import sequence
 from dl_core.models.sequence import Backbone, Network
+from dl_core.models.transformer import Decoder, Transformer
 
 
 @config
@@ -70,6 +77,63 @@ class LanguageModel(nn.Module):
             return nn.Dense(self.vocabulary, kernel_init=init, name="head")(x), carry
         bias = self.param("bias", nn.initializers.zeros, self.vocabulary)
         return embed.attend(x) + bias, carry
+
+
+class AttentionModel(nn.Module):
+    """A Transformer's decoder, called as a `LanguageModel` is.
+
+    It remembers what it has read where the collection "cache" is mutable.
+    """
+
+    transformer: Transformer
+    vocabulary: int
+    tied: bool = True
+    """Whether the last layer's kernel is the embedding."""
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        initial: PyTree = None,
+        *,
+        train: bool,
+        context: int = 0,
+    ) -> tuple[Float[Array, "batch predicted {self.vocabulary}"], None]:
+        """Returns the logits after each token, and None: it carries nothing.
+
+        Args: as for `LanguageModel`.
+        """
+        decoder = Decoder(self.transformer, self.vocabulary, self.tied, name="decoder")
+        decode = self.is_mutable_collection("cache") and not self.is_initializing()
+        logits, _ = decoder(tokens, train=train, decode=decode, context=context)
+        return logits, None
+
+
+def attention_parameters(net: Transformer, vocabulary: int, tied: bool = True) -> int:
+    """Returns the number of parameters of an `AttentionModel`."""
+    model, tokens = AttentionModel(net, vocabulary, tied), jnp.zeros((1, 1), jnp.int32)
+    init = functools.partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def sized(model: Model, vocabulary: int, goal: int) -> Model:
+    """Returns a network whose untied language model comes nearest to a size.
+
+    Args:
+      model: the network; channels of the TCN, or units, are replaced.
+      vocabulary: number of different tokens.
+      goal: number of parameters.
+    """
+    field = "channels" if model.name == "tcn" else "hidden"
+    goal -= vocabulary * model.embedding
+
+    def distance(model):
+        return abs(sequence.parameters(model, model.embedding, vocabulary) - goal)
+
+    # A layer of n channels, or units, has more than n² parameters.
+    sizes = range(1, math.isqrt(goal) + 2)
+    return min((dataclasses.replace(model, **{field: n}) for n in sizes), key=distance)
 
 
 def matched_units(model: Model, vocabulary: int, tied: bool) -> int:

@@ -37,26 +37,24 @@ with its share of dropout on their outputs. By default the step size is 0.008: o
 seed after 200 steps.
 """
 
-import textwrap
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
 from dl_core.config import RunConfig, config, nested, static
 from dl_core.data.batches import Data
-from dl_core.data.text import TextConfig, Windows, read_text
+from dl_core.data.text import TextConfig, Windows
 from dl_core.models.language import LanguageModel, Model
 from dl_core.models.sequence import COLORS, NAMES
-from dl_core.pictures import mean_and_range
+from dl_core.pictures import mean_and_range, texts
 from dl_core.published import Row
 from dl_core.results import Runs, figure, mean_and_spread
 from dl_core.sweep import product
+from dl_core.train import language as training
 from dl_core.train.metrics import Likelihood
 from dl_core.train.optimizers import Optimizer
 from dl_core.train.state import TrainState
@@ -153,19 +151,13 @@ PRESETS = {
 
 def make_model(config: Config) -> LanguageModel:
     """Returns the model for the text's vocabulary."""
-    size = len(read_text(text_of(config)).vocabulary)
+    size = len(config.data.text.vocabulary)
     return LanguageModel(config.model, size, tied=config.data.unit == "words")
-
-
-def text_of(config: Config) -> TextConfig:
-    """Returns which text it is, without the windows."""
-    chosen = config.data
-    return TextConfig(unit=chosen.unit, path=chosen.path, vocabulary=chosen.vocabulary)
 
 
 def data(config: Config, data_dir: Any) -> Data:
     """Returns the windows of the text; `data_dir` has no part in it."""
-    text, chosen = read_text(text_of(config)), config.data
+    text, chosen = config.data.text, config.data
     context = chosen.context if config.model.name == "tcn" else 0
     train = Windows(
         text.tokens["train"], text.end, config.batch_size, chosen.length, context
@@ -181,73 +173,23 @@ def data(config: Config, data_dir: Any) -> Data:
 
 def init(config: Config, key: jax.Array) -> TrainState:
     """Returns the model's state before training; its carries are a collection."""
-    tokens = jnp.zeros((config.batch_size, 1), jnp.int32)
-    (_, carry), variables = make_model(config).init_with_output(
-        key, tokens, train=False
-    )
-    if carry is not None:
-        variables = {**variables, "carry": jax.tree.map(jnp.zeros_like, carry)}
-    return TrainState.create(variables, config.optimizer.make())
+    optimizer = config.optimizer.make()
+    return training.begin(make_model(config), optimizer, config.batch_size, key)
 
 
 def train_step(
     config: Config, state: TrainState, batch: dict[str, Array], key: jax.Array
 ) -> tuple[TrainState, dict[str, Array]]:
     """Takes one step down the mean loss of a window, and carries the state on."""
-    carry = reset(state.collections.get("carry"), batch["first"])
-
-    def loss_fn(params):
-        loss, carried = losses(config, params, batch, carry, key)
-        return (loss * batch["weight"]).sum() / batch["weight"].sum(), carried
-
-    grad = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, carry), gradients = grad(state.params)
-    collections = {} if carry is None else {"carry": carry}
-    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
     optimizer = config.optimizer.make()
-    return state.apply_gradients(gradients, optimizer, collections), metrics
-
-
-def reset(carry: PyTree, first: Bool[Array, " batch"]) -> PyTree:
-    """Returns the carries, those of the streams that begin again zero."""
-    return jax.tree.map(lambda leaf: jnp.where(first[:, None], 0, leaf), carry)
-
-
-def losses(
-    config: Config,
-    params: PyTree,
-    batch: dict[str, Array],
-    carry: PyTree = None,
-    key: jax.Array | None = None,
-) -> tuple[Float[Array, "batch targets"], PyTree]:
-    """Returns -log p of each target in nats, and the last carries.
-
-    Args:
-      config: the settings.
-      params: of the model.
-      batch: a batch of `Windows`.
-      carry: what a recurrent network begins with; zero where None.
-      key: of what is dropped; nothing is without one.
-    """
-    inputs, targets = batch["inputs"], batch["targets"]
-    logits, carry = make_model(config).apply(
-        {"params": params},
-        inputs,
-        carry,
-        train=key is not None,
-        context=inputs.shape[1] - targets.shape[1],
-        rngs=None if key is None else {"dropout": key},
-    )
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return loss, carry
+    return training.step(make_model(config), optimizer, state, batch, key)
 
 
 def eval_step(
     config: Config, state: TrainState, batch: dict[str, Array]
 ) -> dict[str, Likelihood]:
     """Measures how likely the text is."""
-    loss, _ = losses(config, state.params, batch)
-    return {"likelihood": Likelihood.of(loss.ravel(), batch["weight"].ravel())}
+    return training.likelihood(make_model(config), state.params, batch)
 
 
 _WRITTEN = 400
@@ -256,30 +198,10 @@ _WRITTEN = 400
 def observe(
     config: Config, state: TrainState, key: jax.Array
 ) -> dict[str, Int[Array, " tokens"]]:
-    """Writes a text, token by token, each drawn from what the model predicts.
-
-    The TCN remembers its last inputs (`dl_core.nn.streaming`), the others their state.
-    """
-    model, params = make_model(config), state.params
-
-    def write(memory, key):
-        stream, carry, token = memory
-        (logits, carry), stream = model.apply(
-            {"params": params, **stream},
-            token[None, None],
-            carry,
-            train=False,
-            mutable=["stream"],
-        )
-        token = jax.random.categorical(key, logits[0, 0]).astype(jnp.int32)
-        return (stream, carry, token), token
-
-    keys = jax.random.split(key, _WRITTEN)
-    end = jnp.int32(read_text(text_of(config)).end)
-    # The first call makes the memories, with nothing in them.
-    memory, first = write(({}, None, end), keys[0])
-    _, others = jax.lax.scan(write, memory, keys[1:])
-    return {"text": jnp.concatenate([first[None], others])}
+    """Writes a text, token by token, each drawn from what the model predicts."""
+    end = jnp.full(1, config.data.text.end, jnp.int32)
+    (text,) = training.write(make_model(config), state.params, end, _WRITTEN, key)
+    return {"text": text}
 
 
 MAIN_METRIC = "test/bits"
@@ -344,24 +266,14 @@ def _curves(runs: Runs) -> Figure:
 def _written(runs: Runs) -> Figure:
     """Shows what the first seed of each network writes at the end."""
     setting = runs[0].config
-    chosen = TextConfig(
-        **{field: setting[f"data.{field}"] for field in ("unit", "path", "vocabulary")}
-    )
-    text = read_text(chosen)
-    groups = runs.by(_NAME)
-    fig, axes = plt.subplots(1, len(groups), figsize=(12, 3.8), layout="constrained")
-    for ax, (name, group) in zip(np.atleast_1d(axes), groups.items(), strict=True):
+    fields = ("unit", "path", "vocabulary")
+    text = TextConfig(**{field: setting[f"data.{field}"] for field in fields}).text
+    columns = []
+    for name, group in runs.by(_NAME).items():
         last = list(group[0].artifacts().values())[-1:]
         written = text.decode(last[0]["text"]) if last else ""
-        lines = [
-            part
-            for line in written.splitlines()
-            for part in textwrap.wrap(line, 34, break_on_hyphens=False) or [""]
-        ]
-        style = {"family": "monospace", "size": 7.5, "parse_math": False}
-        ax.text(0, 1, "\n".join(lines[:26]), va="top", **style)
-        ax.set_title(NAMES[name], color=COLORS[name], loc="left")
-        ax.axis("off")
+        columns.append((NAMES[name], COLORS[name], written))
+    fig = texts(columns)
     fig.suptitle(
         f"written {setting['data.unit'][:-1]} by {setting['data.unit'][:-1]} after "
         f"{setting['steps']:,} steps"

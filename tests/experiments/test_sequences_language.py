@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dl_core.config import leaves, replace, to_arrays
-from dl_core.data.text import read_text
 from dl_core.errors import UserError
 from dl_core.models.sequence import NAMES
+from dl_core.train.language import losses
 from dl_core.train.metrics import Likelihood, Mean
 from experiments.sequences import language
 
@@ -45,7 +45,7 @@ def test_an_even_guess_costs_log2_of_the_vocabulary(unit):
     merged = jax.device_get(parts[0])
     for part in parts[1:]:
         merged = merged.merge(jax.device_get(part))
-    size = len(read_text(language.text_of(config)).vocabulary)
+    size = len(config.data.text.vocabulary)
     found = merged.compute()
     assert merged.count == 300
     assert found["loss"] == pytest.approx(math.log(size), rel=1e-5)
@@ -74,7 +74,7 @@ def test_the_state_is_carried_within_an_epoch_and_dropped_at_its_end():
         name: jnp.concatenate([first[name], second[name]], axis=1)
         for name in ("inputs", "targets")
     }
-    whole, _ = language.losses(config, state.params, joined)
+    whole, _ = losses(language.make_model(config), state.params, joined)
     length = first["inputs"].shape[1]
     assert metrics["loss"] == pytest.approx(float(whole[:, :length].mean()), rel=1e-5)
     assert more["loss"] == pytest.approx(float(whole[:, length:].mean()), rel=1e-5)
@@ -91,9 +91,9 @@ def test_the_tcn_reads_the_context_and_predicts_what_follows():
     assert batch["targets"].shape == (4, 6)
     state = language.init(config, jax.random.key(0))
     assert not state.collections
-    loss, _ = language.losses(config, state.params, batch)
+    loss, _ = losses(language.make_model(config), state.params, batch)
     other = batch | {"inputs": batch["inputs"].at[:, 4].add(1)}
-    changed, _ = language.losses(config, state.params, other)
+    changed, _ = losses(language.make_model(config), state.params, other)
     assert loss.shape == (4, 6)
     assert (loss[:, 0] != changed[:, 0]).all()
 
@@ -114,7 +114,7 @@ def test_what_is_written_is_drawn_from_the_model(name):
     """A model sure of one order of the characters writes them in it."""
     config = to_arrays(config_of(model__name=name))
     state = language.init(config, jax.random.key(0))
-    text = read_text(language.text_of(config))
+    text = config.data.text
     sure = jnp.zeros(len(text.vocabulary)).at[5].set(1e4)
     zero = jax.tree.map(jnp.zeros_like, state.params)
     zero["head"]["bias"] = sure

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dl_core.train.optimizers import Optimizer
+from dl_core.train.optimizers import Optimizer, Warmed
 from dl_core.train.state import TrainState
 
 STEPS = 20
@@ -81,6 +81,39 @@ def test_a_run_is_that_of_torch(name, clip, stair):
     # What is told is the norm before it is clipped.
     np.testing.assert_allclose([m["gradient_norm"] for m in told], norms, rtol=1e-4)
     assert max(norms) > 3
+
+
+def test_a_warmed_run_is_that_of_torch():
+    config = Warmed(
+        learning_rate=1e-2, warmup=5, least=0.1, weight_decay=0.3, clip=1.0, beta2=0.98
+    )
+    vector, matrix = (torch.tensor(leaf, requires_grad=True) for leaf in START)
+    groups = [{"params": [vector], "weight_decay": 0.0}, {"params": [matrix]}]
+    rule = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), weight_decay=0.3)
+    after = torch.optim.lr_scheduler.CosineAnnealingLR(rule, STEPS - 5, eta_min=1e-3)
+    params = tuple(jnp.asarray(leaf, jnp.float32) for leaf in START)
+    state = TrainState.create({"params": params}, config.make(STEPS))
+
+    @jax.jit
+    def step(config, state, scale):
+        return state.descend(lambda params: loss(params, scale), config.make(STEPS))
+
+    for place, scale in enumerate(SCALES):
+        if place < 5:
+            for group in rule.param_groups:
+                group["lr"] = 1e-2 * (place + 1) / 6
+        elif place == 5:
+            for group in rule.param_groups:
+                group["lr"] = 1e-2
+        else:
+            after.step()
+        rule.zero_grad()
+        loss((vector, matrix), scale).backward()
+        torch.nn.utils.clip_grad_norm_([vector, matrix], 1.0)
+        rule.step()
+        state, _ = step(config, state, jnp.float32(scale))
+    for mine, theirs in zip(state.params, (vector, matrix), strict=True):
+        np.testing.assert_allclose(mine, theirs.detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_the_loss_told_is_that_before_the_step():
