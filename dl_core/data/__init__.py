@@ -6,7 +6,7 @@
 `load` is for what fits in memory (`decoded_bytes` estimates it), `open_source` for what
 does not. Both prepare what is not prepared: by downloading, or from the official files
 in a folder (`prepare`). `mnist_subset`, `bccd_small`, `jsb_chorales`,
-`shakespeare_small` and `tatoeba_small` ship with the project.
+`novels_small`, `shakespeare_small` and `tatoeba_small` ship with the project.
 """
 
 from dl_core.data.folders import EMBEDDED, Prepared, default_data_dir, prepared

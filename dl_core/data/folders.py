@@ -18,6 +18,7 @@ EMBEDDED = {
     "bccd_small": "dl_core.data.bccd_small",
     "jsb_chorales": "dl_core.data.jsb_chorales",
     "mnist_subset": "dl_core.data.mnist_subset",
+    "novels_small": "dl_core.data.novels_small",
     "shakespeare_small": "dl_core.data.shakespeare_small",
     "tatoeba_small": "dl_core.data.tatoeba_small",
 }

@@ -1,0 +1,1 @@
+"""Embeddings: words as vectors that are learned from the words around them."""
