@@ -88,12 +88,15 @@ def test_flags_are_launchs_alone(part):
 def test_nothing_imports_the_tests_or_their_tools(part):
     tools = ("beartype", "hypothesis", "psutil", "pytest", "tests", "torch")
     tools += ("e2cnn", "kornia", "onnx", "onnxruntime", "skimage", "sklearn")
-    tools += ("torchmetrics",)
+    tools += ("gensim", "torchmetrics")
     # What the benchmarks measure against; they say so where torch is missing.
     names = ("torch", "torch.nn", "torch.nn.functional")
     norms = "torch.nn.utils.parametrizations"
     names += (f"{norms}.spectral_norm", f"{norms}.weight_norm")
-    modules = ("benchmark_conv", "benchmark_gan", "benchmark_gan_torch")
-    modules += ("benchmark_sequence", "benchmark_sequence_torch")
+    modules = ["benchmark_conv"]
+    for name in ("attention", "gan", "memory", "sequence"):
+        modules += [f"benchmark_{name}", f"benchmark_{name}_torch"]
     allowed = {f"launch.{m} imports {name}" for m in modules for name in names}
+    for name in ("gensim", "gensim.models.Word2Vec"):
+        allowed.add(f"launch.benchmark_embeddings imports {name}")
     assert set(offending(part, *tools)) - allowed == set()

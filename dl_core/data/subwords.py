@@ -94,12 +94,15 @@ class Vocabulary:
         """Returns each number's piece; ▁ stands for the space before a word."""
         return [self._units.piece(int(i)) for i in ids]
 
+    def split(self, text: str) -> list[str]:
+        """Returns the words, or pieces, of a sentence, known or not."""
+        return list(self._units.split(normalise(text, self.lower)))
+
     def unknown(self, text: str) -> list[str]:
         """Returns the words, or characters, of a sentence that are not known."""
-        split = self._units.split(normalise(text, self.lower))
         return [
             piece
-            for piece, place in zip(split, self.encode(text), strict=True)
+            for piece, place in zip(self.split(text), self.encode(text), strict=True)
             if place == UNKNOWN
         ]
 

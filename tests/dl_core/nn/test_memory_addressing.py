@@ -117,7 +117,7 @@ def test_gradients(function):
         "write": (memory, previous, erase, add),
     }[function]
     call = jax.jit(getattr(tape, function))
-    check_grads(call, arguments, order=2, modes=["rev"], rtol=3e-2, atol=3e-2)
+    check_grads(call, arguments, order=1, modes=["rev"], rtol=3e-2, atol=3e-2)
 
 
 def test_heads_write_in_turn():

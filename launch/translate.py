@@ -1,0 +1,140 @@
+"""Translates sentences with a trained run: python -m launch.translate --run=DIR
+
+`--run` is the folder of a run of attention.translation; `--text` a sentence, else every
+line of the standard input is one. A translation is printed in a line of its own; words
+that the run's vocabulary does not have are counted on standard error. `--beam=5` is a
+beam search of that width, 1 greedy.
+
+    python -m launch.run --experiment=attention.translation
+    python -m launch.translate --run=runs/attention.translation/runs/default \
+        --text='Where is the station?' --beam=5
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+from dl_core.errors import UserError
+from launch import app, registry
+from launch.execute import say
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("run", None, "Folder of a trained run of attention.translation.")
+flags.DEFINE_string("text", None, "The sentence; without it, the lines of the input.")
+flags.DEFINE_integer("beam", 1, "Width of the beam search; 1 is greedy.", lower_bound=1)
+
+_EXPERIMENT = "attention.translation"
+
+
+def main(args: list[str]) -> None:
+    """Translates what the flags or the standard input say."""
+    if args:
+        raise UserError(f"{args[0]!r} is not a flag; see --help")
+    if not FLAGS.run:
+        raise UserError("--run is missing: the folder of a trained run")
+    folder = pathlib.Path(FLAGS.run)
+    config = read_config(folder)
+    lines = [FLAGS.text] if FLAGS.text is not None else sys.stdin.read().splitlines()
+    if not lines:
+        raise UserError("there is no sentence: give --text, or lines of input")
+    known = read_vocabularies(folder)
+    state = restore(folder, config, known)
+    from experiments.attention import translation
+
+    found = translation.translate(config, state, known, lines, FLAGS.beam)
+    for each in found:
+        print(each.text)
+    if unknown := [word for each in found for word in each.unknown]:
+        plural = "s" if len(unknown) > 1 else ""
+        say(f"{len(unknown)} unknown word{plural}: {', '.join(unknown)}")
+
+
+def read_config(folder: pathlib.Path) -> Any:
+    """Returns the config of a run.
+
+    Raises:
+      UserError: if there is no such run, or it is of another experiment.
+    """
+    from dl_core.config import flatten, replace
+    from dl_core.files import read_json
+
+    file = folder / "config.json"
+    if not file.exists():
+        raise UserError(f"--run={folder}: there is no run in it (no config.json)")
+    saved = read_json(file)
+    name = saved.get("experiment") if isinstance(saved, dict) else None
+    if name != _EXPERIMENT:
+        raise UserError(f"--run={folder} is of {name}, not of {_EXPERIMENT}")
+    experiment = registry.load(name)
+    return replace(experiment.preset("default"), flatten(saved["config"]))
+
+
+def read_vocabularies(folder: pathlib.Path) -> Any:
+    """Returns the vocabularies of a run.
+
+    Raises:
+      UserError: if a file is missing or damaged.
+    """
+    from dl_core.data.subwords import Vocabulary
+    from dl_core.models.translation import Vocabularies
+
+    found = []
+    for side in Vocabularies._fields:
+        file = folder / "assets" / f"{side}.vocabulary"
+        try:
+            found.append(Vocabulary.from_bytes(file.read_bytes()))
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}") from None
+    return Vocabularies(*found)
+
+
+def restore(folder: pathlib.Path, config: Any, known: Any) -> Any:
+    """Returns the state of a run's newest checkpoint.
+
+    Raises:
+      UserError: if there is none, it cannot be read, or the vocabularies are of another
+        run.
+    """
+    import jax
+
+    from dl_core.config import to_arrays
+    from dl_core.train.checkpoints import Checkpoints
+    from experiments.attention import translation
+
+    checkpoints = Checkpoints(folder / "checkpoints")
+    if not (steps := checkpoints.steps()):
+        raise UserError(f"--run={folder}: it has not saved a checkpoint yet")
+    shapes = jax.eval_shape(
+        lambda key: translation.begin(to_arrays(config), key, known), jax.random.key(0)
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
+    )
+    mark = known.fingerprints()
+    try:
+        state, _ = checkpoints.restore(steps[-1], abstract)
+    except ValueError as error:
+        sizes = f"{len(known.source):,} and {len(known.target):,} tokens"
+        raise UserError(
+            f"{folder}: {error}; do the vocabularies in assets, of {sizes}, belong to "
+            "it?"
+        ) from None
+    finally:
+        checkpoints.close()
+    for side, of_state in state.collections["vocabularies"].items():
+        if int(of_state) != mark[side]:
+            raise UserError(
+                f"{folder / 'assets' / side}.vocabulary does not belong to the "
+                f"checkpoint of step {steps[-1]}, which was trained with another one"
+            )
+    return state
+
+
+if __name__ == "__main__":
+    app.run(main)
+    sys.exit()
