@@ -219,7 +219,7 @@ def softmax_loss(
 def negative_loss(
     vectors: Float[Array, "count dimension"],
     right: Float[Array, "count targets dimension"],
-    wrong: Float[Array, "*count_targets negatives dimension"],
+    wrong: Float[Array, "*sets negatives dimension"],
     weight: Float[Array, "count *targets negatives"],
     counts: Bool[Array, "count targets"],
 ) -> Float[Array, ""]:
@@ -228,13 +228,17 @@ def negative_loss(
     Args:
       vectors: h, of `hidden`.
       right: the targets' output vectors, u.
-      wrong: the negatives', n: of each target, or one set that the block shares.
+      wrong: the negatives', n: a set for each target ("count targets"), for each group
+        of words in a row ("groups"), or one for the block.
       weight: of each negative; where they are shared, for all targets of a word.
       counts: which targets count.
     """
     of_right = jnp.einsum("nd,ntd->nt", vectors, right)
     if wrong.ndim == 2:
         of_wrong = vectors @ wrong.T
+    elif wrong.ndim == 3:
+        groups = vectors.reshape(len(wrong), -1, vectors.shape[-1])
+        of_wrong = jnp.einsum("gnd,gkd->gnk", groups, wrong).reshape(weight.shape)
     else:
         of_wrong = jnp.einsum("nd,ntkd->ntk", vectors, wrong)
     loss = jnp.sum(jax.nn.softplus(-of_right) * counts)
@@ -244,26 +248,30 @@ def negative_loss(
 def negative_weight(
     wanted: Int[Array, "count targets"],
     counts: Bool[Array, "count targets"],
-    drawn: Int[Array, "*count_targets negatives"],
+    drawn: Int[Array, "*sets negatives"],
     negatives: int,
 ) -> Float[Array, "count *targets negatives"]:
     """Returns the weights of negatives; one that is the target itself has none.
 
-    Where the block shares them, each weighs so much that the weights of a target add up
-    to `negatives`: the expectation of the loss is that of as many of its own.
+    Where words share them, each weighs so much that the weights of a target add up to
+    `negatives`: the expectation of the loss is that of as many of its own.
 
     Args:
       wanted: the targets.
       counts: which of them count.
-      drawn: the negatives, of each target or shared.
+      drawn: the negatives: of each target, of each group of words, or of the block.
       negatives: how many a target has.
     """
-    if drawn.ndim > 1:
-        return (counts[..., None] & (drawn != wanted[..., None])).astype(jnp.float32)
-    others = jnp.sum(
-        counts[..., None] & (drawn != wanted[..., None]), axis=1, dtype=jnp.float32
-    )
-    return others * (negatives / len(drawn))
+    if drawn.ndim == 2:
+        drawn = jnp.repeat(drawn, len(wanted) // len(drawn), axis=0)[:, None]
+        shared = True
+    else:
+        shared = drawn.ndim == 1
+    others = counts[..., None] & (drawn != wanted[..., None])
+    if not shared:
+        return others.astype(jnp.float32)
+    weight = negatives / drawn.shape[-1]
+    return jnp.sum(others, axis=1, dtype=jnp.float32) * weight
 
 
 def initial(key: jax.Array, vocabulary: int, dimension: int) -> Params:
@@ -314,7 +322,7 @@ def descend_negative(
     params: Params,
     tokens: Int[Array, " padded"],
     mask: Bool[Array, "count offsets"],
-    drawn: Int[Array, "*count_targets negatives"],
+    drawn: Int[Array, "*sets negatives"],
     rate: Float[Array, ""] | float,
     model: Model = "cbow",
     negatives: int = 5,
@@ -325,8 +333,9 @@ def descend_negative(
       params: the vectors; only the rows of the block and of the negatives change.
       tokens: a block.
       mask: of `in_window`.
-      drawn: negatives, of each target ("count targets negatives"), or any number that
-        the block shares.
+      drawn: negatives of each target ("count targets negatives"); or any number that
+        a group of words in a row shares ("groups negatives"), or the block. Sharing
+        costs fewer rows (Ji et al., 2016, arXiv:1604.04661).
       rate: the step size for one target.
       model: what predicts what.
       negatives: how many a target has.

@@ -26,8 +26,11 @@ def block():
     return tokens, sentences, radius, params
 
 
-def naive(block, model, drawn=None, shared=False):
-    """Returns the loss and the gradients, word by word in float64."""
+def naive(block, model, drawn=None):
+    """Returns the loss and the gradients, word by word in float64.
+
+    Negatives are drawn for each target, for groups of words, or for the block.
+    """
     tokens, sentences, radius, params = block
     table, output = (
         torch.tensor(params[n], dtype=torch.float64, requires_grad=True)
@@ -57,8 +60,9 @@ def naive(block, model, drawn=None, shared=False):
                 total = total - torch.log_softmax(output @ h, 0)[target]
                 continue
             total = total - torch.nn.functional.logsigmoid(output[target] @ h)
-            wrong = drawn if shared else drawn[i, place]
-            weight = NEGATIVES / len(drawn) if shared else 1
+            wrong = drawn if drawn.ndim == 1 else drawn[i * len(drawn) // SIZE]
+            wrong = wrong[place] if drawn.ndim == 3 else wrong
+            weight = NEGATIVES / len(wrong)
             for word in wrong:
                 if word != target:
                     part = torch.nn.functional.logsigmoid(-(output[word] @ h))
@@ -87,13 +91,17 @@ def test_a_step_with_the_full_softmax_is_torchs_word_by_word(block, model):
 
 
 @pytest.mark.parametrize("model", ["cbow", "skip_gram"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_step_with_negatives_is_torchs_word_by_word(block, model, shared):
+@pytest.mark.parametrize("sets", ["targets", "groups", "block"])
+def test_a_step_with_negatives_is_torchs_word_by_word(block, model, sets):
     tokens, sentences, radius, params = block
     mask = embeddings.in_window(jnp.array(sentences), jnp.array(radius))
     targets = 1 if model == "cbow" else 2 * WINDOW
-    shape = (7,) if shared else (SIZE, targets, NEGATIVES)
-    drawn = np.random.default_rng(1).integers(0, WORDS, shape)
+    shape = {
+        "targets": (SIZE, targets, NEGATIVES),
+        "groups": (SIZE // 2, 4),
+        "block": (7,),
+    }
+    drawn = np.random.default_rng(1).integers(0, WORDS, shape[sets])
     new, loss = embeddings.descend_negative(
         jax.tree.map(jnp.array, params),
         jnp.array(tokens),
@@ -103,7 +111,7 @@ def test_a_step_with_negatives_is_torchs_word_by_word(block, model, shared):
         model,
         NEGATIVES,
     )
-    check(block, new, loss, naive(block, model, drawn, shared), 0.5)
+    check(block, new, loss, naive(block, model, drawn), 0.5)
 
 
 def test_only_touched_rows_change(block):
