@@ -11,10 +11,13 @@ queries, keys and values of the context and products that are not scaled.
 
 Look for: the convolutions see 21 positions, so they cannot know the other shape of a
 pair and draw every shape at a height that is best on average. Where pairs are of one
-type, attention goes from a shape to the other one of its type, wherever it is: its
-matrix shows a block for each. Where pairs are the two shapes on the left and the two on
-the right, what a shape looks like does not tell with which it belongs, and attention
-helps less; the digits of the position, as seven more inputs, are what it lacks.
+type, attention goes from a shape to the other one of its type, wherever it is (a row of
+the matrix is bright where its position looks), and the test error is less than a tenth
+of the convolutions': 0.25 ± 0.03 against 2.62 ± 0.06 after 3,000 steps, five seeds.
+Where pairs are the two shapes on the left and the two on the right, what a shape looks
+like does not tell with which it belongs: attention hardly helps, 2.49 ± 0.04 against
+2.77 ± 0.05, before it is told the digits of the position as seven more inputs, 1.56 ±
+0.07, and these are not learned to the end in so few steps.
 Dashed: the variance of the targets' noise, below which no error can be.
 
 All networks are of one size: those with attention are as wide as they can be without
@@ -35,6 +38,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from dl_core.config import RunConfig, config, nested, static
 from dl_core.data import shapes
@@ -263,6 +267,9 @@ def errors(runs: Runs) -> Figure:
             label="noise of the targets",
         )
         ax.set(xscale="log", yscale="log", xlabel="step", title=_TASKS[pairs])
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:,g}")
+        ax.xaxis.set_minor_formatter("")
     axes[0, 0].set_ylabel("test squared error (mean and range over seeds)")
     axes[0, 0].legend(fontsize=8)
     return fig

@@ -41,7 +41,6 @@ with the best validation loss; here the words are always true, and the last step
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +53,7 @@ from flax import linen as nn
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
-from dl_core import alignments as alignments_of
+from dl_core import pictures_sentences
 from dl_core.config import RunConfig, config, nested, static
 from dl_core.data.batches import Data
 from dl_core.data.buckets import Bucketed, at_length
@@ -216,7 +215,6 @@ def train_step(
     config: Config, state: TrainState, batch: dict[str, Array], key: jax.Array
 ) -> tuple[TrainState, dict[str, Array]]:
     """Takes one step down the mean loss of a token."""
-
     model = make_model(config)
 
     def on_cut(batch):
@@ -235,7 +233,6 @@ def eval_step(
     config: Config, state: TrainState, batch: dict[str, Array]
 ) -> dict[str, Any]:
     """Measures how likely the true translations are, and how good the greedy ones."""
-
     model = make_model(config)
 
     def on_cut(batch):
@@ -259,7 +256,7 @@ _SHOWN = 3
 def observe(config: Config, state: TrainState, key: jax.Array) -> dict[str, Array]:
     """Translates a few test sentences, and keeps where each word attended to."""
     split = read_pairs(config.data).splits["test"]
-    chosen = alignments_of.chosen(split, _SHOWN)
+    chosen = pictures_sentences.chosen(split, _SHOWN)
     lengths = split.source_length[chosen]
     source = jnp.asarray(split.source[chosen][:, : max(lengths)])
     sources = state.params, source, jnp.asarray(lengths)
@@ -297,6 +294,7 @@ MAIN_METRIC = "test/bleu"
 
 _NAME, _SCORE = "model.name", "model.recurrent.score"
 _RECURRENT = {_NAME: ("recurrent",), "seed": range(5)}
+_TRANSFORMER = {_NAME: ("transformer",), "optimizer.learning_rate": (5e-4,)}
 SWEEPS = {
     "networks": chain(
         product(**{_SCORE: ("none", "additive", "general", "location"), **_RECURRENT}),
@@ -337,29 +335,13 @@ def _groups(runs: Runs) -> dict[str, Runs]:
 @figure(sweep="networks")
 def lengths(runs: Runs) -> Figure:
     """BLEU against the words of the source: the figure that made attention."""
-    fig, (ax, counts) = plt.subplots(
-        2, 1, figsize=(7, 5), layout="constrained", height_ratios=(5, 1), sharex=True
-    )
-    labels = [
-        f"{low}-{high - 1}" if high < LENGTHS[-1] else f"from {low}"
-        for low, high in itertools.pairwise(LENGTHS)
-    ]
+    lines, sentences = [], np.zeros(len(LENGTHS) - 1)
     for name, group in _groups(runs).items():
         steps, values = group.curves("test/bleu_by_length")
-        if not len(steps):
-            continue
-        sentences = group.curves("test/sentences_by_length")[1][0, -1]
-        some = np.flatnonzero(sentences)
-        style = "--" if name == "none" else "-"
-        looks = {"color": _COLORS[name], "label": _NAMES[name], "alpha": 0.12}
-        mean_and_range(ax, some, values[:, -1][:, some], f"o{style}", ms=4, **looks)
-        counts.bar(range(len(labels)), sentences, color="0.7")
-    ax.set(ylabel="BLEU, test")
-    ax.grid(alpha=0.3)
-    ax.legend(title="mean and range over seeds", fontsize=8)
-    counts.set(xlabel="words in the source sentence", ylabel="sentences")
-    counts.set_xticks(range(len(labels)), labels)
-    return fig
+        if len(steps):
+            sentences = group.curves("test/sentences_by_length")[1][0, -1]
+            lines.append((_NAMES[name], _COLORS[name], values[:, -1]))
+    return pictures_sentences.bleu_by_length(lines, sentences, dashed=_NAMES["none"])
 
 
 @figure(sweep="networks")
@@ -396,22 +378,12 @@ def alignments(runs: Runs) -> Figure:
     chosen = PairsConfig(
         **{f.name: setting[f"data.{f.name}"] for f in dataclasses.fields(PairsConfig)}
     )
-    pairs = read_pairs(chosen)
-    groups = {n: group for n, group in _groups(runs).items() if n != "none"}
-    size = (4 * _SHOWN, 3.6 * len(groups))
-    fig, axes = plt.subplots(
-        len(groups), _SHOWN, figsize=size, layout="constrained", squeeze=False
-    )
-    for line, (name, group) in zip(axes, groups.items(), strict=True):
-        seen = list(group[0].artifacts().values())[-1:]
-        line[0].set_ylabel(_NAMES[name], color=_COLORS[name])
-        for number, ax in enumerate(line):
-            alignments_of.draw(ax, pairs, seen[0] if seen else {}, number)
-    fig.suptitle(
-        "weights of the source's tokens (columns) for each written token (rows); "
-        "white 0, black 1"
-    )
-    return fig
+    lines = [
+        (_NAMES[name], _COLORS[name], list(group[0].artifacts().values())[-1:])
+        for name, group in _groups(runs).items()
+        if name != "none"
+    ]
+    return pictures_sentences.alignments(lines, read_pairs(chosen), _SHOWN)
 
 
 FIGURES = {"lengths": lengths, "networks": networks, "alignments": alignments}
