@@ -31,6 +31,14 @@ CONTEXT = 5
 """Bits that the chances of the next bit of the n-grams depend on."""
 OF_ONE_SIZE = ("ngrams", "priority_sort")
 """Tasks whose tapes are all of the greatest size."""
+TITLES = {
+    "copy": "copy",
+    "repeat_copy": "repeat copy",
+    "associative_recall": "associative recall",
+    "ngrams": "dynamic n-grams",
+    "priority_sort": "priority sort",
+}
+"""What the tasks are called in figures."""
 _WIDTHS = {
     "copy": 8,
     "repeat_copy": 6,
@@ -111,6 +119,14 @@ class Task:
         if self.sizes[1] >= needed:
             return None
         return f"{self.longest}: {self.name} needs at least {needed}"
+
+    def expected(self, longer: tuple[int, ...]) -> str | None:
+        """Returns what sizes beyond the training's must be, in words, or None."""
+        if longer and self.name in OF_ONE_SIZE:
+            return "to be empty"
+        if longer and min(longer) < self.sizes[0]:
+            return f"sizes of at least {self.sizes[0]}"
+        return None
 
 
 def steps(task: Task, size: int | Array, repeats: int | Array = 1) -> int | Array:

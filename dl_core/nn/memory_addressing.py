@@ -49,7 +49,9 @@ def address(memory: Memory, previous: Weighting, wanted: Address) -> Weighting:
     """
     key, strength, gate, steps, sharpness = wanted
     content = jax.nn.softmax(strength[..., None] * similarity(memory, key), axis=-1)
-    gated = previous + gate[..., None] * (content - previous)
+    gate = gate[..., None]
+    # Not previous + gate (content - previous): that may round to less than 0.
+    gated = (1 - gate) * previous + gate * content
     return sharpen(shift(gated, steps), sharpness)
 
 
