@@ -61,6 +61,12 @@ class Memory:
     start: Literal["nowhere", "first", "learned"] = static(
         "nowhere", "Where heads are at first: all weights 0, the first place, learned."
     )
+    clip: float = static(
+        10.0,
+        "Largest component of a gradient that goes from a step to the one before, as "
+        "in the paper; 0 leaves it as it is.",
+        at_least=0,
+    )
 
 
 class _Affine(nn.Module):
@@ -234,10 +240,23 @@ def _unrolled(c, kernels, added, state):
     pairs = [(k, jax.lax.optimization_barrier(k.T)) for k in kernels]
 
     def step(state, added):
+        state = _clip_backward(c.clip, state) if c.clip else state
         state, taken = _step(c, pairs, added, state)
         return state, ((taken[-1], state.reads, state.weighting), taken)
 
     return jax.lax.scan(step, state, added)[1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _clip_backward(largest: float, state: State) -> State:
+    """Returns the state; its gradient is clipped, which else overflows at times."""
+    return state
+
+
+_clip_backward.defvjp(
+    lambda largest, state: (state, None),
+    lambda largest, _, d: (jax.tree.map(lambda a: a.clip(-largest, largest), d),),
+)
 
 
 def _scan_forward(c, kernels, added, state):

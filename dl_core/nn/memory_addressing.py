@@ -49,9 +49,7 @@ def address(memory: Memory, previous: Weighting, wanted: Address) -> Weighting:
     """
     key, strength, gate, steps, sharpness = wanted
     content = jax.nn.softmax(strength[..., None] * similarity(memory, key), axis=-1)
-    gate = gate[..., None]
-    # Not previous + gate (content - previous): that may round to less than 0.
-    gated = (1 - gate) * previous + gate * content
+    gated = previous + gate[..., None] * (content - previous)
     return sharpen(shift(gated, steps), sharpness)
 
 

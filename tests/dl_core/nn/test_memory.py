@@ -1,5 +1,6 @@
 """The Neural Turing Machine: its size, its gradients, what it tells and keeps apart."""
 
+import dataclasses
 import functools
 
 import jax
@@ -78,6 +79,26 @@ def test_gradients(name, order):
 
     arguments = variables["params"], x(1, 2)
     check_grads(outputs, arguments, order, modes=["rev"], rtol=3e-2, atol=3e-2)
+
+
+def test_gradients_from_step_to_step_are_clipped():
+    """Else they grow at times from 1 to infinity in two hundred steps."""
+    _, variables = initial("constant")
+    inputs = x(1, 3)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def slopes(clip, scale):
+        model = NTM(dataclasses.replace(CASES["constant"], clip=clip), 3)
+        return jax.grad(lambda x: scale * model.apply(variables, x)[0][0, -1].sum())(
+            inputs
+        )[0]
+
+    free = slopes(0.0, 1.0)
+    np.testing.assert_allclose(slopes(10.0, 1.0), free, rtol=1e-5)
+    steep = slopes(10.0, 1e30)
+    np.testing.assert_allclose(steep[-1], 1e30 * free[-1], rtol=1e-5)
+    assert np.abs(1e30 * free[:-1]).max() > 1e25
+    assert np.abs(steep[:-1]).max() < 1e3
 
 
 @pytest.mark.parametrize("name", CASES)
