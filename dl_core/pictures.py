@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 
+from dl_core.results import Runs
+
 
 def mosaic(
     images: Float[np.ndarray, "n height width channels"], columns: int, gap: int = 1
@@ -98,6 +100,58 @@ def texts(
     return fig
 
 
+def table_of_texts(
+    rows: Mapping[str, Sequence[str]], columns: Sequence[str], title: str
+) -> Figure:
+    """Draws a table of texts of a line.
+
+    Args:
+      rows: label of a row -> its cells.
+      columns: the heads of the columns.
+      title: of the figure.
+    """
+    fig, ax = plt.subplots(figsize=(11, 1.2 + 0.3 * len(rows)), layout="constrained")
+    ax.axis("off")
+    table = ax.table(
+        list(rows.values()),
+        rowLabels=list(rows),
+        colLabels=columns,
+        cellLoc="left",
+        loc="center",
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    table.scale(1, 1.4)
+    ax.set_title(title)
+    return fig
+
+
+def principal_plane(
+    ax: plt.Axes, groups: Sequence[Mapping[str, Float[np.ndarray, " dimension"]]]
+) -> float:
+    """Draws named vectors in the plane of their two principal components.
+
+    Args:
+      ax: where.
+      groups: the vectors by name; each group has a colour of its own.
+
+    Returns:
+      The share of the variance that the plane has; NaN, and nothing is drawn, where
+      fewer than three vectors are given, which span none.
+    """
+    vectors = np.array([vector for group in groups for vector in group.values()])
+    if len(vectors) < 3:
+        return float("nan")
+    left, scale, _ = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
+    points = iter(left[:, :2] * scale[:2])
+    for number, group in enumerate(groups):
+        for name, point in zip(group, points, strict=False):
+            ax.plot(*point, ".", color=f"C{number}", ms=3)
+            ax.annotate(name, point, color=f"C{number}", fontsize=8)
+    ax.set(xlabel="first component", ylabel="second component")
+    return float((scale[:2] ** 2).sum() / (scale**2).sum())
+
+
 def mean_and_range(
     ax: plt.Axes,
     x: Sequence[float] | Shaped[np.ndarray, " points"],
@@ -143,3 +197,33 @@ def seed_points(
         place = ax.get_xaxis_transform()
         text = {"color": color, "ha": "center", "va": "top", "fontsize": 7}
         ax.text(at, 0.99, f"{lost} div.", transform=place, **text)
+
+
+def finals(
+    runs: Runs, field: str, label: str, measures: Mapping[str, tuple[str, float, str]]
+) -> Figure:
+    """Draws what runs end with against a field, a plot for each measure.
+
+    Args:
+      runs: the runs.
+      field: the dotted path; its values lie evenly, in the order of the sweep.
+      label: of the field.
+      measures: label -> metric, what multiplies it, and colour.
+    """
+    fig, axes = plt.subplots(
+        1,
+        len(measures),
+        figsize=(4 * len(measures), 3.6),
+        layout="constrained",
+        squeeze=False,
+    )
+    groups = runs.by(field)
+    for ax, (name, measure) in zip(axes[0], measures.items(), strict=True):
+        metric, scale, color = measure
+        for place, group in enumerate(groups.values()):
+            seed_points(ax, place, scale * group.final(metric), color, "mean")
+        ax.set(xticks=range(len(groups)), xticklabels=list(groups))
+        ax.set(xlabel=label, ylabel=name)
+        ax.grid(alpha=0.3, axis="y")
+    fig.suptitle("a point a seed, a bar their mean")
+    return fig

@@ -53,6 +53,11 @@ class Run:
         """Whether the run ended at a number that is not finite."""
         return self.result["status"] == "diverged"
 
+    @property
+    def seconds(self) -> float:
+        """Its share of the time that it and those trained together with it took."""
+        return self.result["seconds"] / self.result.get("trained_together", 1)
+
     def series(
         self, metric: str, stage: str | None = None
     ) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, "rows ..."]]:

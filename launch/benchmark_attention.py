@@ -26,8 +26,7 @@ from dl_core.ops import decode
 from dl_core.ops.attention import scaled_dot_product
 from dl_core.train.optimizers import Optimizer
 from dl_core.train.state import TrainState
-from launch.benchmark_conv import measure, require_torch
-from launch.benchmark_sequence import _milliseconds, _ratio
+from launch.benchmark_conv import measure, require_torch, spread
 
 Batch = Mapping[str, np.ndarray]
 
@@ -134,9 +133,9 @@ def _training(case: Training, repeats: int) -> None:
     theirs = benchmark_attention_torch.step(case, initial(case), batch(case))
     times = measure({"ours": our_step(case), "torch": theirs}, repeats)
     print(case)
-    print(f"    ours {_milliseconds(times['ours'])}")
-    print(f"    torch {_milliseconds(times['torch'])}")
-    print(f"    torch's time over ours {_ratio(times['torch'], times['ours'])}")
+    print(f"    ours {spread(times['ours'], 'ms')}")
+    print(f"    torch {spread(times['torch'], 'ms')}")
+    print(f"    torch's time over ours {spread(times['torch'], over=times['ours'])}")
 
 
 def _attention(case: Attention, repeats: int) -> None:
@@ -148,18 +147,18 @@ def _attention(case: Attention, repeats: int) -> None:
     functions["torch"] = benchmark_attention_torch.attention(arrays(case))
     times = measure(functions, repeats)
     print(case)
-    print(f"    torch {_milliseconds(times['torch'])}")
+    print(f"    torch {spread(times['torch'], 'ms')}")
     for name, needed in memory.items():
-        print(f"    {name} {_milliseconds(times[name])}, {needed / 2**20:.1f} MiB")
-        print(f"    torch's time over ours {_ratio(times['torch'], times[name])}")
+        print(f"    {name} {spread(times[name], 'ms')}, {needed / 2**20:.1f} MiB")
+        print(f"    torch's time over ours {spread(times['torch'], over=times[name])}")
 
 
 def _decoding(case: Decoding, repeats: int) -> None:
     times = measure({"greedy": greedy(case), "beam": beam(case)}, repeats)
     print(case)
-    print(f"    greedy {_milliseconds(times['greedy'])}")
-    print(f"    beam of {case.width} {_milliseconds(times['beam'])}")
-    print(f"    beam over greedy {_ratio(times['beam'], times['greedy'])}")
+    print(f"    greedy {spread(times['greedy'], 'ms')}")
+    print(f"    beam of {case.width} {spread(times['beam'], 'ms')}")
+    print(f"    beam over greedy {spread(times['beam'], over=times['greedy'])}")
 
 
 @functools.cache

@@ -183,6 +183,25 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in pairs)
 
 
+def spread(
+    values: Sequence[float], unit: str = "", *, over: Sequence[float] | None = None
+) -> str:
+    """Returns the median of measurements, and in brackets their range, as text.
+
+    Args:
+      values: the measurements.
+      unit: of them.
+      over: others that were taken together with them; told are then the ratios.
+    """
+    form = ".4g"
+    if over is not None:
+        form, pairs = ".2f", zip(values, over, strict=True)
+        values = [value / other for value, other in pairs]
+    low, middle, high = min(values), statistics.median(values), max(values)
+    told = f"{middle:{form}} {unit}" if unit else f"{middle:{form}}"
+    return f"{told} ({low:{form}} to {high:{form}})"
+
+
 def _functions(case: Case, backward: bool) -> dict[str, Callable[[], object]]:
     """Returns the same computation by torch, by the chosen lowering and by XLA's."""
     x, kernel = _arrays(case)

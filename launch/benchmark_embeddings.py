@@ -10,9 +10,8 @@ comes with the test tools (`pip install -e .[test]`).
 """
 
 import functools
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -20,8 +19,10 @@ import numpy as np
 from dl_core.data.novels import Blocks, Novels, NovelsConfig, read_novels
 from dl_core.errors import UserError
 from dl_core.ops import embeddings
+from launch.benchmark_conv import spread
 
 DIMENSION, WINDOW, NEGATIVES, SAMPLE, RATE = 100, 5, 5, 1e-3, 0.025
+TEXT = NovelsConfig(vocabulary=0)
 FORMS = {
     "own negatives": (4_096, 0),
     "64 shared": (4_096, 64),
@@ -43,9 +44,10 @@ def run(repeats: int) -> None:
         import gensim  # noqa: F401
     except ImportError:
         raise UserError(
-            "--benchmark=embeddings needs gensim: pip install -e .[test]"
+            "launch.benchmark embeddings compares with gensim, which is not installed: "
+            "install the test tools (pip install -e .[test])"
         ) from None
-    novels = read_novels(NovelsConfig(vocabulary=0))
+    novels = read_novels(TEXT)
     theirs = gensims(novels, workers=2)
     ours = {name: our_epoch(novels, *form) for name, form in FORMS.items()}
     for epoch in (theirs, *ours.values()):
@@ -60,16 +62,10 @@ def run(repeats: int) -> None:
             speeds[name].append(len(novels.words["train"]) / seconds / 1e3)
     print(f"CBOW, {len(novels.vocabulary):,} words, {DIMENSION} numbers in a vector")
     for name, values in speeds.items():
-        print(f"    {name} {_range(values, '.0f')} thousand words/s")
+        print(f"    {name} {spread(values, 'thousand words/s')}")
         if name in ours:
-            ratios = [a / b for a, b in zip(values, speeds["gensim"], strict=True)]
-            print(f"        over gensim's {_range(ratios, '.2f')}")
+            print(f"        over gensim's {spread(values, over=speeds['gensim'])}")
             print(f"        loss in the last epoch {losses[name]:.3f} a word")
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def gensims(novels: Novels, workers: int) -> Callable[[], None]:
@@ -91,7 +87,8 @@ def gensims(novels: Novels, workers: int) -> Callable[[], None]:
     model.build_vocab(sentences)
 
     def epoch() -> None:
-        # Its step size would fall to 1e-4 within each call.
+        # A constant step size, as ours has: by default it falls linearly, from 0.025
+        # to 1e-4, over the epochs of a call, which here is a single one.
         model.train(
             sentences,
             total_examples=len(sentences),

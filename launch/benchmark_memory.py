@@ -8,8 +8,7 @@ which comes with the test tools (`pip install -e .[test]`).
 
 import dataclasses
 import functools
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 
 from dl_core.nn.memory import NTM, Memory
-from launch.benchmark_conv import measure, ratio, require_torch
+from launch.benchmark_conv import measure, ratio, require_torch, spread
 
 RATE, DECAY, MOMENTUM = 1e-4, 0.95, 0.9
 
@@ -72,16 +71,10 @@ def run(repeats: int) -> None:
         times = measure(functions, repeats)
         print(case)
         for name, values in times.items():
-            print(f"    {name} {_each(values, case.batch)}")
+            each = [time / case.batch for time in values]
+            print(f"    {name} {spread(each, 'ms a sequence')}")
         over = ratio(times["torch"], times["ours"])
         print(f"    torch's time over ours {over:.1f}", flush=True)
-
-
-def _each(times: Sequence[float], batch: int) -> str:
-    low, middle, high = (
-        f"{t / batch:.4g}" for t in (min(times), statistics.median(times), max(times))
-    )
-    return f"{middle} ms a sequence ({low} to {high})"
 
 
 @functools.cache

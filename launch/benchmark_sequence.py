@@ -11,7 +11,7 @@ with the test tools (`pip install -e .[test]`).
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,9 +24,7 @@ from dl_core.nn import streaming
 from dl_core.nn.temporal import WaveNet
 from dl_core.train.optimizers import Optimizer
 from dl_core.train.state import TrainState
-from launch.benchmark_conv import measure, require_torch
-
-Times = Sequence[float]
+from launch.benchmark_conv import measure, require_torch, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +92,14 @@ def run(repeats: int) -> None:
             functions["full"] = our_step(case, pyramid=False)
         times = measure(functions, repeats)
         print(case)
-        print(f"    ours {_milliseconds(times['ours'])}")
-        print(f"    torch {_milliseconds(times['torch'])}")
-        print(f"    torch's time over ours {_ratio(times['torch'], times['ours'])}")
+        print(f"    ours {spread(times['ours'], 'ms')}")
+        print(f"    torch {spread(times['torch'], 'ms')}")
+        print(
+            f"    torch's time over ours {spread(times['torch'], over=times['ours'])}"
+        )
         if "full" in times:
-            print(f"    our full stack {_milliseconds(times['full'])}")
-            print(f"    its time over ours {_ratio(times['full'], times['ours'])}")
+            print(f"    our full stack {spread(times['full'], 'ms')}")
+            print(f"    its time over ours {spread(times['full'], over=times['ours'])}")
     _generation(GENERATION, repeats)
     _seeds(MANY, SEEDS, repeats)
 
@@ -115,28 +115,16 @@ def _generation(case: Generation, repeats: int) -> None:
     print(f"WaveNet of receptive field {case.model.receptive_field}, a sample")
     for name, each in (("with memory", memory), ("naive", slow)):
         speed = 1e3 * case.batch / statistics.median(each)
-        print(f"    {name} {_milliseconds(each)}, {speed:.0f} samples/s")
-    print(f"    naive over with memory {_ratio(slow, memory)}")
+        print(f"    {name} {spread(each, 'ms')}, {speed:.0f} samples/s")
+    print(f"    naive over with memory {spread(slow, over=memory)}")
 
 
 def _seeds(case: Case, count: int, repeats: int) -> None:
     times = measure(seeds(case, count), repeats)
     print(f"{count} seeds of {case}")
     for name, values in times.items():
-        print(f"    {name} {_milliseconds(values)}")
-    print(f"    in turn over at once {_ratio(times['in turn'], times['at once'])}")
-
-
-def _milliseconds(times: Times) -> str:
-    low, middle, high = min(times), statistics.median(times), max(times)
-    return f"{middle:.4g} ms ({low:.4g} to {high:.4g})"
-
-
-def _ratio(numerators: Times, denominators: Times) -> str:
-    """Returns the ratios of what was measured together, their median first."""
-    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
-    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        print(f"    {name} {spread(values, 'ms')}")
+    print(f"    in turn over at once {spread(times['in turn'], over=times['at once'])}")
 
 
 @functools.cache

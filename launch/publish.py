@@ -60,7 +60,7 @@ def publish() -> list[pathlib.Path]:
         "command": sweep_command(sweep, places=False),
         "base": to_dict(sweep.base),
         **{name: _common(name, runs) for name in shared_fields},
-        "seconds": round(sum(_own_seconds(run) for run in runs), 1),
+        "seconds": round(sum(run.seconds for run in runs), 1),
         "runs": [
             {
                 "changes": dict(point.changes),
@@ -161,11 +161,6 @@ def _common(name: str, runs: list) -> object:
     values = {json.dumps(run.result.get(name)) for run in runs}
     found = [json.loads(value) for value in sorted(values)]
     return found[0] if len(found) == 1 else found
-
-
-def _own_seconds(run) -> float:
-    """Returns a run's share of the time, where several trained at once."""
-    return run.result["seconds"] / run.result.get("trained_together", 1)
 
 
 def _duration(seconds: float) -> str:

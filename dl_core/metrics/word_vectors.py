@@ -58,7 +58,7 @@ def analogies(
       questions: by category.
     """
     places = {word: place for place, word in enumerate(vocabulary)}
-    unit = _unit(vectors)
+    scaled = unit(vectors)
     answers = {}
     for category, asked in questions.items():
         known = [q for q in asked if all(word in places for word in q)]
@@ -66,7 +66,7 @@ def analogies(
             answers[category] = Answers(0, 0)
             continue
         a, b, c, d = np.array([[places[word] for word in q] for q in known]).T
-        scores = (unit[b] - unit[a] + unit[c]) @ unit.T
+        scores = (scaled[b] - scaled[a] + scaled[c]) @ scaled.T
         rows = np.arange(len(known))
         for given in (a, b, c):
             scores[rows, given] = -np.inf
@@ -100,12 +100,62 @@ def similarity(
     if len(known) < 2:
         return Similarity(float("nan"), len(known), unknown)
     first, second, judged = zip(*known, strict=True)
-    unit = _unit(vectors)
-    cosines = np.einsum("nd,nd->n", unit[list(first)], unit[list(second)])
+    scaled = unit(vectors)
+    cosines = np.einsum("nd,nd->n", scaled[list(first)], scaled[list(second)])
     return Similarity(float(spearmanr(judged, cosines)[0]), len(known), unknown)
 
 
-def _unit(vectors: Vectors) -> Vectors:
+def accuracies(
+    name: str,
+    vocabulary: Sequence[str],
+    vectors: Vectors,
+    questions: Mapping[str, Iterable[Question]],
+) -> dict[str, float]:
+    """Returns the share of questions that are answered right, and by category.
+
+    Args:
+      name: of the questions.
+      vocabulary: the words.
+      vectors: of each word.
+      questions: as for `analogies`.
+
+    Returns:
+      NAME, NAME/asked, and NAME/CATEGORY of each category with a question whose words
+      are known; nothing where there is no such question.
+    """
+    answers = analogies(vocabulary, vectors, questions)
+    known = {f"{name}/{of}": a.accuracy for of, a in answers.items() if a.asked}
+    if not known:
+        return {}
+    right, asked = (sum(numbers) for numbers in zip(*answers.values(), strict=True))
+    return {name: right / asked, f"{name}/asked": asked} | known
+
+
+def correlation(
+    name: str,
+    vocabulary: Sequence[str],
+    vectors: Vectors,
+    pairs: Iterable[tuple[str, str, float]],
+) -> dict[str, float]:
+    """Returns the correlation with people's judgements, and of how many pairs it is.
+
+    Args:
+      name: of the pairs.
+      vocabulary: the words.
+      vectors: of each word.
+      pairs: as for `similarity`.
+
+    Returns:
+      NAME and NAME/pairs; nothing where fewer than two pairs are known.
+    """
+    found = similarity(vocabulary, vectors, pairs)
+    if found.pairs < 2:
+        return {}
+    return {name: found.correlation, f"{name}/pairs": found.pairs}
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Returns vectors of length 1, in float32; those of 0 stay so."""
     vectors = np.asarray(vectors, np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 

@@ -47,13 +47,13 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
-from dl_core.config import RunConfig, config, nested, static, traced
+from dl_core import pictures
+from dl_core.config import RunConfig, config, nested, replace, static, traced
 from dl_core.data.batches import Data
-from dl_core.data.novels import Blocks, Novels, NovelsConfig, read_novels
+from dl_core.data.novels import Blocks, NovelsConfig, read_novels
 from dl_core.data.word_pairs import PAIRS
 from dl_core.metrics import word_vectors
 from dl_core.ops import embeddings
-from dl_core.pictures import mean_and_range, seed_points
 from dl_core.results import Run, Runs, figure, mean_and_spread
 from dl_core.sweep import product
 from dl_core.train.metrics import Likelihood
@@ -124,10 +124,9 @@ class State:
 def data(config: Config, data_dir: Any) -> Data:
     """Returns blocks of the novels; `data_dir` has no part in it."""
     novels = read_novels(config.data)
-    for name, path in _files(config).items():
-        if path:
-            _read(name, path)
-        else:
+    given = _given(config)
+    for name in _FILES:
+        if name not in given:
             print(f"no --config.{name}: what it measures is left out")
     keep = embeddings.keep_probability(novels.counts, config.sample)
 
@@ -140,26 +139,24 @@ def data(config: Config, data_dir: Any) -> Data:
             config.window,
         )
 
-    held_out = {
-        split: blocks(split, config.evaluated) for split in ("validation", "test")
-    }
+    held_out = {s: blocks(s, config.evaluated) for s in ("validation", "test")}
     return Data(blocks("train"), held_out)
 
 
 _EVALUATED_AT_ONCE = 512
 
+_FILES = {
+    "questions": (word_vectors.read_questions, word_vectors.accuracies),
+    "wordsim": (word_vectors.read_pairs, word_vectors.correlation),
+    "simlex": (word_vectors.read_pairs, word_vectors.correlation),
+}
+"""How each is read, and what it measures."""
 
-def _files(config: Config) -> dict[str, str]:
-    return {
-        "questions": config.questions,
-        "wordsim": config.wordsim,
-        "simlex": config.simlex,
-    }
 
-
-def _read(name: str, path: str) -> Any:
-    read = word_vectors.read_pairs
-    return (word_vectors.read_questions if name == "questions" else read)(path)
+def _given(config: Config) -> dict[str, Any]:
+    """Returns what is in the files that the config names."""
+    paths = {name: getattr(config, name) for name in _FILES}
+    return {name: _FILES[name][0](path) for name, path in paths.items() if path}
 
 
 def init(config: Config, key: jax.Array) -> State:
@@ -182,16 +179,10 @@ def train_step(
     else:
         wanted, _ = embeddings.targets(tokens, mask, config.model)
         own = (*wanted.shape, config.negatives)
-        shape = (config.shared,) if config.shared else own
         sampler = embeddings.Sampler.of(_noise(config))
+        drawn = sampler.draw(key, (config.shared,) if config.shared else own)
         params, loss = embeddings.descend_negative(
-            state.params,
-            tokens,
-            mask,
-            sampler.draw(key, shape),
-            rate,
-            config.model,
-            config.negatives,
+            state.params, tokens, mask, drawn, rate, config.model, config.negatives
         )
     return State(state.step + 1, params), {"loss": loss}
 
@@ -232,34 +223,13 @@ def score(config: Config, observed: dict[str, np.ndarray]) -> dict[str, float]:
     """
     vocabulary = read_novels(config.data).vocabulary
     vectors = observed["vectors"].astype(np.float32)
-    found = _accuracies("analogies", vocabulary, vectors, _OURS)
-    for name, path in _files(config).items():
-        if not path:
-            continue
-        read = _read(name, path)
-        if name == "questions":
-            found |= _accuracies(name, vocabulary, vectors, read)
-        else:
-            similar = word_vectors.similarity(vocabulary, vectors, read)
-            if similar.pairs > 1:
-                found |= {name: similar.correlation, f"{name}/pairs": similar.pairs}
+    found = word_vectors.accuracies("analogies", vocabulary, vectors, _OURS)
+    for name, asked in _given(config).items():
+        found |= _FILES[name][1](name, vocabulary, vectors, asked)
     return found
 
 
 _OURS = word_vectors.questions_of(PAIRS)
-
-
-def _accuracies(
-    name: str, vocabulary: Any, vectors: np.ndarray, questions: Any
-) -> dict[str, float]:
-    answers = word_vectors.analogies(vocabulary, vectors, questions)
-    known = {f"{name}/{of}": a.accuracy for of, a in answers.items() if a.asked}
-    asked = sum(a.asked for a in answers.values())
-    if not asked:
-        return {}
-    right = sum(a.right for a in answers.values())
-    return {name: right / asked, f"{name}/asked": asked} | known
-
 
 MAIN_METRIC = "test/perplexity"
 _ANALOGIES = "observed/analogies"
@@ -270,7 +240,8 @@ SWEEPS = {
     "losses": product(loss=tuple(_LOSSES), seed=range(5)),
     "dimensions": product(dimension=(5, 15, 50, 150), seed=range(5)),
     "windows": product(window=(1, 2, 5, 10), seed=range(5)),
-    "negatives": product(negatives=(1, 2, 5, 15), seed=range(5)),
+    # The sum of the gradients grows with the negatives: 15 diverge at the default rate.
+    "negatives": product(learning_rate=(0.07,), negatives=(1, 2, 5, 15), seed=range(5)),
 }
 
 
@@ -286,12 +257,12 @@ def losses(runs: Runs) -> Figure:
         looks = {"color": _COLORS[name], "label": _LOSSES[name]}
         steps, values = group.curves(MAIN_METRIC)
         size = group[0].config["batch_size"]
-        mean_and_range(left, steps * size / 1e6, values, "o-", ms=3, **looks)
+        pictures.mean_and_range(left, steps * size / 1e6, values, "o-", ms=3, **looks)
         for number, category in enumerate(categories):
             at = number + (place - (len(groups) - 1) / 2) * 0.3
             shares = 100 * group.final(f"{_ANALOGIES}/{category}")
-            seed_points(middle, at, shares, _COLORS[name], _LOSSES[name])
-        seed_points(right, place, _seconds(group), _COLORS[name], _LOSSES[name])
+            pictures.seed_points(middle, at, shares, **looks)
+        pictures.seed_points(right, place, _seconds(group), **looks)
     left.set(xlabel="words read, in millions", ylabel="perplexity of a held-out word")
     left.set(yscale="log")
     left.yaxis.set_major_formatter("{x:g}")
@@ -315,78 +286,52 @@ def _asked(runs: Runs, category: str) -> bool:
 
 
 def _seconds(runs: Runs) -> Float[np.ndarray, " runs"]:
-    """Returns seconds for a million words: a run's share of those trained with it."""
-    return np.array(
-        [
-            np.nan
-            if run.diverged
-            else run.result["seconds"]
-            / run.result["trained_together"]
-            / (run.config["steps"] * run.config["batch_size"] / 1e6)
-            for run in runs
-        ]
-    )
+    """Returns seconds for a million words; NaN for a run that diverged."""
+    return np.array([np.nan if r.diverged else r.seconds / _millions(r) for r in runs])
+
+
+def _millions(run: Run) -> float:
+    """Returns how many million words a run reads."""
+    return run.config["steps"] * run.config["batch_size"] / 1e6
 
 
 _SHOWN = ("man", "mother", "house", "horse", "red", "happy", "walked", "monday")
-_DRAWN = {
-    "family": "father mother brother sister son daughter uncle aunt wife husband",
-    "body": "hand hands arm head face eyes hair lips",
-    "time": "morning evening night day week month year hour",
-    "verbs": "said asked replied answered cried walked ran went came sat stood",
-    "house": "house room door window garden table chair stairs",
-}
-
-
-def _vectors(run: Run) -> tuple[Novels, Float[np.ndarray, "vocabulary dimension"]]:
-    """Returns the words and the vectors that a run ends with."""
-    prefix = "data."
-    fields = {
-        path.removeprefix(prefix): value
-        for path, value in run.config.items()
-        if path.startswith(prefix)
-    }
-    last = list(run.artifacts().values())[-1]
-    return read_novels(NovelsConfig(**fields)), last["vectors"].astype(np.float32)
+_DRAWN = (
+    "father mother brother sister son daughter uncle aunt wife husband",
+    "hand hands arm head face eyes hair lips",
+    "morning evening night day week month year hour",
+    "said asked replied answered cried walked ran went came sat stood",
+    "house room door window garden table chair stairs",
+)
 
 
 def _finished(runs: Runs) -> dict[str, Run]:
-    """Returns the first run of each loss that did not diverge."""
-    groups = runs.by("loss").items()
-    found = {name: [run for run in of if not run.diverged] for name, of in groups}
-    return {name: of[0] for name, of in found.items() if of}
+    """Returns the first run of each loss that did not diverge, by the loss's name."""
+    groups = Runs(run for run in runs if not run.diverged).by("loss").items()
+    return {_LOSSES[loss]: group[0] for loss, group in groups}
+
+
+def _vectors(run: Run) -> tuple[tuple[str, ...], word_vectors.Vectors]:
+    """Returns the words that a run ends with, and their vectors, of length 1."""
+    last = list(run.artifacts().values())[-1]["vectors"]
+    words = read_novels(replace(Config(), run.config).data).vocabulary
+    return words, word_vectors.unit(last)
 
 
 @figure(sweep="losses")
 def neighbours(runs: Runs) -> Figure:
     """The nearest neighbours of some words, by both losses."""
     chosen = _finished(runs)
-    fig, ax = plt.subplots(figsize=(11, 3.6), layout="constrained")
-    ax.axis("off")
-    rows, shown = {}, ()
+    rows: dict[str, list[str]] = {}
     for run in chosen.values():
-        novels, vectors = _vectors(run)
-        shown = [word for word in _SHOWN if word in novels.vocabulary]
-        for word in shown:
-            place = novels.vocabulary.index(word)
-            best, cosines = embeddings.nearest(vectors, place, 5)
-            text = ", ".join(
-                f"{novels.vocabulary[i]} {c:.2f}"
-                for i, c in zip(best, cosines, strict=True)
-            )
+        words, vectors = _vectors(run)
+        for word in (word for word in _SHOWN if word in words):
+            best, cosines = embeddings.nearest(vectors, words.index(word), 5)
+            near = zip(best, cosines, strict=True)
+            text = ", ".join(f"{words[place]} {cosine:.2f}" for place, cosine in near)
             rows.setdefault(word, []).append(text)
-    table = ax.table(
-        list(rows.values()),
-        rowLabels=list(rows),
-        colLabels=[_LOSSES[name] for name in chosen],
-        cellLoc="left",
-        loc="center",
-    )
-    table.auto_set_font_size(False)
-    table.set_fontsize(8)
-    table.scale(1, 1.4)
-    ax.set_title("the five words of the largest cosine, first seed of each loss")
-    return fig
+    title = "the five words of the largest cosine, first seed of each loss"
+    return pictures.table_of_texts(rows, list(chosen), title)
 
 
 @figure(sweep="losses")
@@ -395,59 +340,38 @@ def projection(runs: Runs) -> Figure:
     chosen = _finished(runs)
     fig, axes = plt.subplots(1, 2, figsize=(11, 5.5), layout="constrained")
     for ax, (name, run) in zip(axes, chosen.items(), strict=False):
-        novels, vectors = _vectors(run)
-        places = {word: place for place, word in enumerate(novels.vocabulary)}
-        kind = {w: k for k, words in _DRAWN.items() for w in words.split()}
-        words = [word for word in kind if word in places]
-        unit = vectors[[places[word] for word in words]]
-        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-        unit = unit - unit.mean(0)
-        left, scale, _ = np.linalg.svd(unit, full_matrices=False)
-        plane = left[:, :2] * scale[:2]
-        colors = {kind: f"C{number}" for number, kind in enumerate(_DRAWN)}
-        for word, (x, y) in zip(words, plane, strict=True):
-            ax.plot(x, y, ".", color=colors[kind[word]], ms=3)
-            ax.annotate(word, (x, y), color=colors[kind[word]], fontsize=8)
-        explained = (scale[:2] ** 2).sum() / (scale**2).sum()
-        ax.set(title=f"{_LOSSES[name]} ({explained:.0%} of the variance)")
-        ax.set(xlabel="first component", ylabel="second component")
+        words, vectors = _vectors(run)
+        groups = [
+            {word: vectors[words.index(word)] for word in kind.split() if word in words}
+            for kind in _DRAWN
+        ]
+        explained = pictures.principal_plane(ax, groups)
+        ax.set_title(f"{name} ({explained:.0%} of the variance)")
     return fig
 
 
-def _against(runs: Runs, field: str, label: str) -> Figure:
-    """Draws the perplexity and the share of right analogies against a field."""
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
-    measures = {
-        MAIN_METRIC: ("perplexity of a held-out word", 1, "tab:orange"),
-        _ANALOGIES: ("analogies that are right, in %", 100, "tab:green"),
-    }
-    groups = runs.by(field)
-    for ax, (metric, (name, scale, color)) in zip(axes, measures.items(), strict=True):
-        for place, group in enumerate(groups.values()):
-            seed_points(ax, place, scale * group.final(metric), color, "mean")
-        ax.set(xticks=range(len(groups)), xticklabels=list(groups))
-        ax.set(xlabel=label, ylabel=name)
-        ax.grid(alpha=0.3, axis="y")
-    fig.suptitle("a point a seed, a bar their mean")
-    return fig
+_MEASURES = {
+    "perplexity of a held-out word": (MAIN_METRIC, 1, "tab:orange"),
+    "analogies that are right, in %": (_ANALOGIES, 100, "tab:green"),
+}
 
 
 @figure(sweep="dimensions")
 def dimensions(runs: Runs) -> Figure:
     """Perplexity and analogies against the length of the vectors."""
-    return _against(runs, "dimension", "numbers in a vector")
+    return pictures.finals(runs, "dimension", "numbers in a vector", _MEASURES)
 
 
 @figure(sweep="windows")
 def windows(runs: Runs) -> Figure:
     """Perplexity and analogies against the width of the window."""
-    return _against(runs, "window", "most words on either side")
+    return pictures.finals(runs, "window", "most words on either side", _MEASURES)
 
 
 @figure(sweep="negatives")
 def negatives(runs: Runs) -> Figure:
     """Perplexity and analogies against the number of negatives."""
-    return _against(runs, "negatives", "negatives of a target")
+    return pictures.finals(runs, "negatives", "negatives of a target", _MEASURES)
 
 
 FIGURES = {
@@ -462,20 +386,15 @@ FIGURES = {
 
 def summary(runs: Runs) -> str:
     """Returns the perplexity and the share of right analogies of each setting."""
-    field = next(
-        f
-        for f in ("loss", "dimension", "window", "negatives", "seed")
-        if len(runs.values(f)) > 1
-    )
+    fields = ("loss", "dimension", "window", "negatives", "seed")
+    field = next(f for f in fields if len(runs.values(f)) > 1)
     parts = []
     for value, group in runs.by(field).items():
         name = _LOSSES[value] if field == "loss" else f"{field} {value}"
         right = mean_and_spread(group.final(_ANALOGIES), scale=100, unit=" %")
-        parts.append(
-            f"{name} {mean_and_spread(group.final(MAIN_METRIC))}, {right} of analogies"
-        )
-    words = runs[0].config["steps"] * runs[0].config["batch_size"] / 1e6
+        perplexity = mean_and_spread(group.final(MAIN_METRIC))
+        parts.append(f"{name} {perplexity}, {right} of analogies")
     return (
-        f"Perplexity of a held-out word after {words:.2g} million words, "
+        f"Perplexity of a held-out word after {_millions(runs[0]):.2g} million words, "
         f"{len(runs.values('seed'))} seeds: {'; '.join(parts)}."
     )

@@ -4,7 +4,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from dl_core.pictures import mean_and_range, mosaic, seed_points, table_of_mosaics
+from dl_core.pictures import (
+    mean_and_range,
+    mosaic,
+    principal_plane,
+    seed_points,
+    table_of_mosaics,
+)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -46,6 +52,21 @@ def test_seeds_are_points_and_those_lost_are_counted():
     np.testing.assert_array_equal(bar.get_xydata(), [[2, 2]])
     assert ax.texts[0].get_text() == "1 div."
     plt.close(fig)
+
+
+def test_the_plane_is_that_of_the_largest_variance():
+    grid = np.stack(np.meshgrid([-2.0, 2.0], [-1.0, 1.0], [-0.1, 0.1]), -1)
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    vectors = dict(zip("abcdefgh", grid.reshape(-1, 3) @ turn + 5, strict=True))
+    last = {"h": vectors.pop("h")}
+    _, ax = plt.subplots()
+    assert principal_plane(ax, [vectors, last]) == pytest.approx(5 / 5.01)
+    assert [text.get_text() for text in ax.texts] == list("abcdefgh")
+    drawn = np.array([line.get_xydata()[0] for line in ax.lines])
+    np.testing.assert_allclose(abs(drawn), np.tile([2, 1], (8, 1)))
+    assert [line.get_color() for line in ax.lines] == ["C0"] * 7 + ["C1"]
+    assert np.isnan(principal_plane(ax, [{}, last]))
+    plt.close()
 
 
 @pytest.mark.parametrize("points", [3, 0])

@@ -54,6 +54,11 @@ def test_a_run_is_read(runs):
     assert artifacts[10]["x"].tolist() == [10, 10, 10]
 
 
+def test_a_run_has_its_share_of_the_time():
+    assert Run({}, (), {"seconds": 6.0}).seconds == 6
+    assert Run({}, (), {"seconds": 6.0, "trained_together": 3}).seconds == 2
+
+
 def test_runs_are_chosen_and_grouped(runs):
     assert [r.config["seed"] for r in runs.where(**{"optimizer.rate": 0.5})] == [0, 1]
     assert len(runs.where(sizes=(1, 2))) == 4

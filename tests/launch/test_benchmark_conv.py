@@ -58,6 +58,12 @@ def test_every_kind_is_told_with_its_ratios(monkeypatch, capsys):
     assert all(lowering in lines[-1] for lowering in ("xla", "loop", "patches"))
 
 
+def test_measurements_are_told_with_their_range():
+    spread = benchmark_conv.spread
+    assert spread([3.0, 1.0, 2.0], "ms") == "2 ms (1 to 3)"
+    assert spread([3.0, 1.0, 2.0], over=[2, 2, 1]) == "1.50 (0.50 to 2.00)"
+
+
 def test_without_torch_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install -e .\[test\]"):
