@@ -17,10 +17,16 @@ the LSTM are those that come nearest to the Transformer's number of parameters. 
 `context` the Transformer and the TCN read windows of 4 to 256 characters, as many
 characters a step in all; of a window the TCN sees no more than its receptive field.
 
-Look for: which network makes the most of its parameters in so few steps, and up to what
-length more context helps. The texts at the end are drawn from each network one
-character at a time; the Transformer keeps the keys and values of those before
-(`dl_core.nn.attention`), so that a character costs one position.
+Look for (five seeds, 600 steps, each of 1,024 characters): trained for so short a time
+the Transformer is behind at every size, 3.14 ± 0.02 bits at 104 thousand parameters
+where the TCN has 2.87 ± 0.03 and the LSTM 2.87 ± 0.12, and more parameters help the TCN
+alone, 2.80 ± 0.03 at 230 thousand. At as many characters a step, many windows of 16 are
+better than few long ones: the Transformer has 2.79 ± 0.04 with 16, 3.52 ± 0.02 with
+256, the TCN 2.78 ± 0.01 and 2.92 ± 0.02. The texts at the end are drawn from each
+network one character at a time; the Transformer keeps the keys and values of those
+before (`dl_core.nn.attention`), so that a character costs one position. The LSTM's are
+noise: its state is zero at the start of training alone, and from there it does not find
+its way to words, though it predicts the text that it reads.
 
 All three predict every character of a training window of `data.length`, the LSTM with
 the state that the window before has left, but no gradient of it. In validation
