@@ -22,15 +22,15 @@ frequent 2,000 different ones are kept; `--config.data.path` names other novels.
 and the correlation with people's judgements of similarity are measured too; these files
 may not ship. The analogies that do are ours (`dl_core.data.word_pairs`).
 
-Look for (five seeds, 2.6 million words read): both losses find much the same
-neighbours and, in 50 dimensions, the same share of our analogies, 36.1 ± 3.1 % with the
-full softmax and 35.6 ± 1.7 % with negative sampling, which takes a fifth of the time. The
+Look for (five seeds, 2.6 million words read): both losses find much the same neighbours
+and, in 50 dimensions, the same share of our analogies, 36.1 ± 3.1 % with the full
+softmax and 35.6 ± 1.7 % with negative sampling, which takes a fifth of the time. The
 perplexity of held-out text, 250.2 ± 0.5 and 246.9 ± 1.1, is exact for both: the vectors
 of negative sampling tend to h·u = log p(w|context) - log q(w) + constant, q the
 distribution of the negatives, so that q(w) exp(h·u), made to add up to 1, is what they
 predict. Of the other tests only few questions have all words in so small a vocabulary:
-702 of Google's analogies, 26.3 ± 1.8 and 23.2 ± 1.1 % right; 37 pairs of WordSim-353,
-a correlation of 0.47 ± 0.09 and 0.47 ± 0.02; 207 of SimLex-999, 0.13 ± 0.03 and 0.08 ±
+702 of Google's analogies, 26.3 ± 1.8 and 23.2 ± 1.1 % right; 37 pairs of WordSim-353, a
+correlation of 0.47 ± 0.09 and 0.47 ± 0.02; 207 of SimLex-999, 0.13 ± 0.03 and 0.08 ±
 0.04. A narrow window predicts better, and analogies are best with 2 words on either
 side; fewer than 15 numbers are too few for analogies, more than 50 do not help.
 
