@@ -4,9 +4,9 @@ Both read the embedded novels in sentences, with windows of random radius up to 
 five negatives a word, 100 numbers in a vector, frequent words dropped above 1e-3; words
 a second count those of the text, dropped ones too. Gensim has two workers. Ours reads
 blocks, and returns the exact loss of each; the negatives are each word's own, or shared
-by a block in several numbers, each weighing as much as to make five. As sharing and
-blocks change what is learned, the loss at the end is printed beside the speed. Gensim
-comes with the test tools (`pip install -e .[test]`).
+by 16 words in a row, or by a block, each weighing as much as to make five. As sharing
+and blocks change what is learned, the loss at the end is printed beside the speed.
+Gensim comes with the test tools (`pip install -e .[test]`).
 """
 
 import functools
@@ -24,11 +24,12 @@ from launch.benchmark_conv import spread
 DIMENSION, WINDOW, NEGATIVES, SAMPLE, RATE = 100, 5, 5, 1e-3, 0.025
 TEXT = NovelsConfig(vocabulary=0)
 FORMS = {
-    "own negatives": (4_096, 0),
-    "64 shared": (4_096, 64),
-    "256 shared": (4_096, 256),
+    "own negatives": (4_096, 1, NEGATIVES),
+    "5 shared by 16": (4_096, 16, 5),
+    "64 shared": (4_096, 4_096, 64),
+    "256 shared": (4_096, 4_096, 256),
 }
-"""Words in a block, and negatives that it shares; 0 for each word's own."""
+"""Words in a block, words in a row that share negatives, and how many these are."""
 
 
 def run(repeats: int) -> None:
@@ -100,13 +101,14 @@ def gensims(novels: Novels, workers: int) -> Callable[[], None]:
     return epoch
 
 
-def our_epoch(novels: Novels, size: int, shared: int) -> Callable[[], float]:
+def our_epoch(novels: Novels, size: int, group: int, drawn: int) -> Callable[[], float]:
     """Returns a call that trains for one more epoch, and returns its mean loss.
 
     Args:
       novels: the text.
       size: words in a block.
-      shared: negatives that a block shares; 0 for each word's own.
+      group: words in a row that share negatives; 1 for each word's own.
+      drawn: negatives of a group.
     """
     keep = embeddings.keep_probability(novels.counts, SAMPLE)
     words = novels.words["train"]
@@ -114,15 +116,16 @@ def our_epoch(novels: Novels, size: int, shared: int) -> Callable[[], float]:
     sampler = embeddings.Sampler.of(embeddings.noise(novels.counts))
     steps = round(keep[words].sum() / size)
     key = jax.random.key(0)
+    # Negatives of each target, of the block, or of each group.
+    shape = {1: (size, 1, drawn), size: (drawn,)}.get(group, (size // group, drawn))
     params = embeddings.initial(key, len(novels.vocabulary), DIMENSION)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(params, tokens, sentences, radius, number):
         mask = embeddings.in_window(sentences, radius)
-        shape = (shared,) if shared else (size, 1, NEGATIVES)
-        drawn = sampler.draw(jax.random.fold_in(key, number), shape)
+        wrong = sampler.draw(jax.random.fold_in(key, number), shape)
         return embeddings.descend_negative(
-            params, tokens, mask, drawn, RATE, negatives=NEGATIVES
+            params, tokens, mask, wrong, RATE, negatives=NEGATIVES
         )
 
     done = 0

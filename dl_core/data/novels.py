@@ -58,8 +58,17 @@ class Novels(NamedTuple):
     words: Mapping[str, Int[np.ndarray, " words"]]
     sentences: Mapping[str, Int[np.ndarray, " words"]]
     """The number of the sentence of each word, rising."""
-    left_out: float
-    """The share of the words of the training split that are not in the vocabulary."""
+    left_out: int
+    """Words of the training split that are not in the vocabulary."""
+
+    def report(self) -> str:
+        """Returns a line that says how many words of the training split are kept."""
+        kept = int(self.counts.sum())
+        share = self.left_out / (kept + self.left_out)
+        return (
+            f"novels: {kept:,} words to train on, {len(self.vocabulary):,} different "
+            f"ones; left out {self.left_out:,} ({share:.1%}) rarer ones"
+        )
 
 
 @functools.lru_cache(maxsize=4)
@@ -95,7 +104,7 @@ def read_novels(chosen: NovelsConfig) -> Novels:
         occurrences,
         {name: words for name, (words, _) in numbered.items()},
         {name: numbers for name, (_, numbers) in numbered.items()},
-        1 - occurrences.sum() / total,
+        total - int(occurrences.sum()),
     )
 
 

@@ -6,6 +6,7 @@ questions-words.txt; WordSim-353, SimLex-999) are read from a path.
 """
 
 import itertools
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class Similarity(NamedTuple):
     """Spearman's correlation with people's judgements, and the pairs it is of."""
 
     correlation: float
-    """NaN where fewer than two pairs are known."""
+    """NaN where fewer than two pairs are known, or where either side is constant."""
     pairs: int
     unknown: int
     """Pairs left out, as a word of them is not in the vocabulary."""
@@ -97,11 +98,14 @@ def similarity(
         if first in places and second in places
     ]
     unknown = len(pairs) - len(known)
+    nothing = Similarity(float("nan"), len(known), unknown)
     if len(known) < 2:
-        return Similarity(float("nan"), len(known), unknown)
+        return nothing
     first, second, judged = zip(*known, strict=True)
     scaled = unit(vectors)
     cosines = np.einsum("nd,nd->n", scaled[list(first)], scaled[list(second)])
+    if not (np.ptp(judged) and np.ptp(cosines)):
+        return nothing
     return Similarity(float(spearmanr(judged, cosines)[0]), len(known), unknown)
 
 
@@ -146,10 +150,11 @@ def correlation(
       pairs: as for `similarity`.
 
     Returns:
-      NAME and NAME/pairs; nothing where fewer than two pairs are known.
+      NAME and NAME/pairs; nothing where there is no correlation: of fewer than two
+      known pairs, of equal judgements, or of equal cosines.
     """
     found = similarity(vocabulary, vectors, pairs)
-    if found.pairs < 2:
+    if np.isnan(found.correlation):
         return {}
     return {name: found.correlation, f"{name}/pairs": found.pairs}
 
@@ -184,7 +189,7 @@ def read_questions(path: str) -> dict[str, list[Question]]:
       UserError: if the file cannot be read, or a line is neither.
     """
     questions: dict[str, list[Question]] = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         if line.startswith(":"):
             questions[line[1:].strip()] = found = []
             continue
@@ -209,23 +214,27 @@ def read_pairs(path: str) -> list[tuple[str, str, float]]:
       UserError: if the file cannot be read, or a line is something else.
     """
     pairs = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         if line.startswith("#"):
             continue
         try:
             first, second, judged = line.lower().split("\t")
-            pairs.append((first.strip(), second.strip(), float(judged)))
+            judgement = float(judged)
         except ValueError:
+            judgement = math.nan
+        if not math.isfinite(judgement):
             raise UserError(
-                f"{path}, line {number}: expected two words and a number with tabs "
-                f"between, found {line!r}"
-            ) from None
+                f"{path}, line {number}: expected two words and a finite number with "
+                f"tabs between, found {line!r}"
+            )
+        pairs.append((first.strip(), second.strip(), judgement))
     return pairs
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: str) -> list[tuple[int, str]]:
+    """Returns the lines that are not blank, with their numbers in the file."""
     try:
         text = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    return [line for line in text.splitlines() if line.strip()]
+    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]

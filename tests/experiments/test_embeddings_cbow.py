@@ -112,6 +112,26 @@ def test_the_analogies_that_ship_are_scored_and_files_where_there_are(
     }
 
 
+def test_what_is_left_out_is_told(config_of, capsys):
+    config = config_of(**{"data.vocabulary": 5})
+    cbow.data(config, None)
+    novels = read_novels(config.data)
+    kept = len(novels.words["train"])
+    told = capsys.readouterr().err
+    assert f"{kept:,} words to train on, 5 different ones" in told
+    assert f"left out {novels.left_out:,} (" in told
+    whole = read_novels(config_of().data)
+    assert kept + novels.left_out == len(whole.words["train"])
+    assert whole.left_out == 0
+
+
+def test_dropping_nearly_all_words_is_one_sentence(config_of):
+    told = r"^--config\.sample=1e-09: expected .* the 32 words of a block.* keeps about"
+    with pytest.raises(UserError, match=told) as caught:
+        cbow.data(config_of(sample=1e-9), None)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["questions", "wordsim", "simlex"])
 def test_a_file_that_is_not_there_is_one_sentence(config_of, tmp_path, name):
     path = str(tmp_path / "none.txt")

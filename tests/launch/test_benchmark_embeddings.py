@@ -9,7 +9,7 @@ from dl_core.data.novels import NovelsConfig, read_novels
 from dl_core.errors import UserError
 from launch import benchmark_embeddings
 
-FORMS = {"own": (32, 0), "shared": (32, 8)}
+FORMS = {"own": (32, 1, 5), "by four": (32, 4, 5), "shared": (32, 32, 8)}
 
 
 @pytest.fixture

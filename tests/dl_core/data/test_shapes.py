@@ -8,25 +8,29 @@ from dl_core.data.shapes import NOISE, Shapes
 
 
 @pytest.mark.parametrize("pairs", ["type", "place"])
-def test_a_sequence_shows_four_shapes_apart_and_its_target_equal_pairs(pairs):
-    splits = shapes.read(Shapes(pairs=pairs, train=60, test=40))
-    assert [len(splits[name]["inputs"]) for name in ("train", "test")] == [60, 40]
+def test_a_target_shows_the_shapes_of_its_input_with_each_pair_of_equal_heights(
+    pairs, monkeypatch
+):
+    chosen = Shapes(pairs=pairs, train=200, test=40)
+    noisy = shapes.read(chosen)
+    assert [len(noisy[name]["inputs"]) for name in ("train", "test")] == [200, 40]
+    # Without the noise, which is drawn all the same.
+    monkeypatch.setattr(shapes, "NOISE", 0.0)
+    splits = shapes.read.__wrapped__(chosen)
+    for name, clean in splits["train"].items():
+        noise = noisy["train"][name] - clean
+        assert abs(noise).max() <= NOISE + 1e-5
+        assert noise.var() == pytest.approx(shapes.LEAST_ERROR, rel=0.05)
     for x, y in zip(*splits["train"].values(), strict=True):
-        assert min(x.min(), y.min()) >= -NOISE
-        assert max(x.max(), y.max()) <= 25 + NOISE
-        places = runs(y > 2 * NOISE)
-        assert places == runs(x > 2 * NOISE) or y.min() < 3
-        if len(places) != 4:
-            continue  # A shape lower than the noise, or a box between positions.
-        tops = np.array([y[a:b].max() for a, b in places])
-        boxes = np.array([np.ptp(y[a:b]) <= 2 * NOISE for a, b in places])
-        if pairs == "type" and boxes.sum() == 2:
-            # A narrow triangle's top may lie between positions; a box's does not.
-            assert np.ptp(tops[boxes]) <= 2 * NOISE
-        if pairs == "place":
-            for pair in (slice(0, 2), slice(2, 4)):
-                if boxes[pair].all():
-                    assert np.ptp(tops[pair]) <= 2 * NOISE
+        places = runs(x > 0)
+        assert len(places) == 4
+        assert runs(y > 0) == places
+        before, after = (np.array([z[a:b].max() for a, b in places]) for z in (x, y))
+        boxes = [np.ptp(x[a:b]) == 0 for a, b in places]
+        assert sum(boxes) == 2
+        first = np.array(boxes) if pairs == "type" else np.arange(4) < 2
+        for pair in (first, ~first):
+            np.testing.assert_allclose(after[pair], before[pair].mean(), rtol=1e-5)
 
 
 def runs(there):

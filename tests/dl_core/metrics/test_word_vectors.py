@@ -83,10 +83,19 @@ def test_bad_questions_are_refused(tmp_path: pathlib.Path, text):
         word_vectors.read_questions(str(path))
 
 
-def test_bad_pairs_are_refused(tmp_path: pathlib.Path):
+@pytest.mark.parametrize(("judged", "second"), [([1, 1, 1], 2.0), ([1, 2, 3], 1.0)])
+def test_a_constant_has_no_correlation(judged, second):
+    vectors = np.array([[1, 1], [1, second], [1, 1]], np.float32)
+    pairs = [(*two, of) for two, of in zip(("ab", "bc", "ac"), judged, strict=True)]
+    assert np.isnan(word_vectors.similarity("abc", vectors, pairs).correlation)
+    assert word_vectors.correlation("x", "abc", vectors, pairs) == {}
+
+
+@pytest.mark.parametrize("bad", ["a b 1", "a\tb\tnan", "a\tb\tinf", "a\tb"])
+def test_bad_pairs_are_refused(tmp_path: pathlib.Path, bad):
     path = tmp_path / "pairs.tsv"
-    path.write_text("a b 1")
-    with pytest.raises(UserError, match="line 1"):
+    path.write_text(f"# judged\n\na\tb\t1\n{bad}")
+    with pytest.raises(UserError, match=r"pairs\.tsv, line 4: .* finite number"):
         word_vectors.read_pairs(str(path))
     with pytest.raises(UserError, match="cannot be read"):
         word_vectors.read_pairs(str(tmp_path / "none.tsv"))
