@@ -5,8 +5,8 @@ Graves, Wayne & Danihelka, "Neural Turing Machines", 2014 (arXiv:1410.5401), sec
 over the slots, and so every inner loop is over the axis that lies contiguously.
 
 The sharpening w^γ / Σ w^γ is written as a softmax of γ log w. As published it divides 0
-by 0 once w^γ leaves the range of float32; of 128 equal weights, on a CPU, it is NaN past
-γ = 18, and its gradient already from γ = 10 on, where the square of the sum is 0.
+by 0 once w^γ leaves the range of float32; of 128 equal weights, on a CPU, it is NaN
+past γ = 18, and its gradient already from γ = 10 on, where the square of the sum is 0.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,10 @@
-"""Neural Turing machines learn five tasks on tapes of bits, and LSTMs of their size.
+"""What Neural Turing machines learn of five tasks on tapes of bits, beside an LSTM.
 
 Graves, Wayne & Danihelka, "Neural Turing Machines", 2014 (arXiv:1410.5401), section 4:
 copy, repeat copy, associative recall, dynamic n-grams and priority sort
 (`dl_core.data.tapes` says what stands where). The cost is the cross-entropy of all the
-bits that a tape is to say, in bits.
+bits that a tape is to say, in bits. From 20,000 tapes NTMs that start at the first slot
+all learn the copy, and repeat copy in part; recall, n-grams and sort they do not learn.
 
     python -m launch.sweep --experiment=memory.neural_turing_machine --sweep=networks \
         --executor=vmap
@@ -27,17 +28,24 @@ time; one with the heads at the first slot, and two with an epsilon of 1e-8 besi
 `tasks` the dashed line of the n-grams is the best estimator, (N₁ + ½) / (N + 1) after
 each context. An x is where a run diverged.
 
+Gradients are clipped from step to step (`--config.memory.clip`), as section 4.6 of the
+paper says: each component, in the backward pass, to between -10 and 10. Else they
+overflow at times: at update 2,582 of one seed on the n-grams they grew from 1 to
+infinity within a tape's 200 steps, which no clipping of their sum can mend.
+
 What differs from the paper: the copy has one mark, as in the public code
 github.com/loudinthecloud/pytorch-ntm, whose RMSprop this is but for epsilon; batches of
 four tapes and a step size of 0.0003 take less time than its single tapes and 0.0001
 (its recipe: `--config.batch_size=1 --config.steps=20000
 --config.optimizer.learning_rate=1e-4 --config.optimizer.epsilon=1e-8
 --config.memory.init=random --config.memory.start=nowhere`); the loss is the mean over
-the bits of a tape, so that a long one counts no more; the LSTM has the NTM's size, and
-no connections past its layers. `--preset=paper` is the copy in the paper's sizes, tape
-by tape, with an LSTM of three layers of 256 units; the other tasks by
-`--config.task.name` with `--config.longer=` or sizes that suit the task, and their
-networks by `--config.memory.heads`, `.hidden`, `.layers` and `--config.lstm.hidden`.
+the bits of a tape, so that a long one counts no more; the LSTM has no connections past
+its layers, and the size of the NTM with an LSTM controller, 62 thousand parameters for
+the copy, where the NTM with a feed-forward one has 13 thousand. `--preset=paper` is the
+copy in the paper's sizes, tape by tape, with an LSTM of three layers of 256 units; the
+other tasks by `--config.task.name` with `--config.longer=` or sizes that suit the task,
+and their networks by `--config.memory.heads`, `.hidden`, `.layers` and
+`--config.lstm.hidden`.
 """
 
 from collections.abc import Mapping
