@@ -244,3 +244,11 @@ def segment_mask(
     """Returns the attention mask of packed rows: a token sees its own sequence only."""
     same = segments[:, :, None] == segments[:, None, :]
     return (same & (segments > 0)[:, None, :])[:, None]
+
+
+def restarting(segments: Int[Array, "rows length"]) -> Int[Array, "rows length"]:
+    """Returns the places of packed tokens, from 0 on in each sequence (`Packed`)."""
+    places = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    begun = jnp.where(segments != before, places, 0)
+    return places - jax.lax.cummax(begun, axis=1)

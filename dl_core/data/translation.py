@@ -13,6 +13,7 @@ import gzip
 import itertools
 import lzma
 import pathlib
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -165,6 +166,12 @@ def read_pairs(chosen: PairsConfig) -> Pairs:
                 f"sentences of at most --config.data.longest={chosen.longest} tokens"
             )
     return Pairs(splits, source, target, dropped, chosen.longest)
+
+
+@functools.cache
+def report_once(chosen: PairsConfig) -> None:
+    """Prints on standard error, once in a process, what `Pairs.report` says."""
+    print(read_pairs(chosen).report(), file=sys.stderr)
 
 
 @functools.cache

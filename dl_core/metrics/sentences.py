@@ -45,12 +45,28 @@ class Translations:
             mask=np.concatenate([self.mask, other.mask]),
         )
 
+    @staticmethod
+    def signatures(data: PairsConfig) -> str:
+        """Returns a line for each kind of BLEU: its name, and sacrebleu's signature."""
+        names = {"bleu": "13a"} | (
+            {"bleu_words": "none"} if data.unit == "words" else {}
+        )
+        lines = ""
+        for name, tokenize in names.items():
+            # A signature is of a score, but the same for all.
+            any_score = bleu.corpus_bleu(
+                ["a"], ["a"], lower=data.lower, tokenize=tokenize
+            )
+            lines += f"{name} {any_score.signature}\n"
+        return lines
+
     def compute(self) -> dict[str, float | list[float]]:
         """Returns scores against the sentences as they are, detokenised.
 
         "bleu", "bleu_by_length" and "sentences_by_length" for the ranges of `LENGTHS`,
-        and, where tokens are words, "bleu_words" of the sentences as tokenised. A range
-        without sentences has the score 0.
+        "unended", the share that was cut before its end, and, where tokens are words,
+        "bleu_words" of the sentences as tokenised. A range without sentences has the
+        score 0. Case counts where the data are not in lower case (`signatures`).
         """
         pairs = read_pairs(self.data)
         splits = [pairs.splits[name] for name in SETS]
@@ -61,9 +77,11 @@ class Translations:
         ours = [pairs.target.decode(row) for row in rows]
         theirs = [targets[i] for i in examples]
         words = [len(sources[i].split()) for i in examples]
-        ranges = bleu.by_length(ours, theirs, words, LENGTHS)
+        lower = self.data.lower
+        ranges = bleu.by_length(ours, theirs, words, LENGTHS, lower=lower)
         found = {
-            "bleu": bleu.corpus_bleu(ours, theirs).score,
+            "bleu": bleu.corpus_bleu(ours, theirs, lower=lower).score,
+            "unended": float(np.mean(~(rows == END).any(axis=1))),
             # A number that is not finite would end the run.
             "bleu_by_length": [each.bleu if each.count else 0.0 for each in ranges],
             "sentences_by_length": [float(each.count) for each in ranges],
@@ -71,5 +89,6 @@ class Translations:
         if self.data.unit == "words":
             ours = [" ".join(pairs.target.pieces(before_end(row))) for row in rows]
             theirs = [" ".join(pairs.target.split(text)) for text in theirs]
-            found["bleu_words"] = bleu.corpus_bleu(ours, theirs, tokenize="none").score
+            score = bleu.corpus_bleu(ours, theirs, lower=lower, tokenize="none")
+            found["bleu_words"] = score.score
         return found

@@ -13,6 +13,10 @@ dot, general, location
 Where there is attention the encoder reads in both directions, and the decoder begins at
 tanh(W [forwards; backwards]) of its last states, both the state and, of an LSTM, the
 cell. The whole target and one more token of it take the same step.
+
+Bahdanau's logits are of s_i, c_i and y_{i-1}: the state after the step, what was found,
+and the token before, as in that paper's section 3.1 (g(y_{i-1}, s_i, c_i)). Its
+appendix A.2.2 has the state before the step, s_{i-1}, in the maxout layer instead.
 """
 
 from typing import Any, Literal
@@ -205,7 +209,8 @@ class EncoderDecoder(nn.Module):
             in_axes=(1, nn.broadcast, nn.broadcast),
             out_axes=1,
         )
-        _, found = over_time(self.step, self._start(memory), x, memory, source_lengths)
+        state = start(self.config, memory)
+        _, found = over_time(self.step, state, x, memory, source_lengths)
         logits = self._logits(found.pop("read"))
         return logits, found | {"memory": memory}
 
@@ -257,7 +262,7 @@ class EncoderDecoder(nn.Module):
           source_lengths: as for a call.
           tokens: the next token of each target.
         """
-        cache = self.variable("cache", "state", self._start, memory)
+        cache = self.variable("cache", "state", start, self.config, memory)
         x = self.target(tokens[:, 0])
         cache.value, found = self.step(
             cache.value, x, memory, source_lengths, train=False
@@ -266,19 +271,35 @@ class EncoderDecoder(nn.Module):
         logits = self._logits(found.pop("read"))
         return logits, found
 
-    def _start(self, memory):
-        net = self.config
-        state = {"carries": memory["carries"]}
-        if net.feeding and net.score not in ("none", "additive"):
-            batch = jax.tree.leaves(memory["carries"])[0].shape[0]
-            state["fed"] = jnp.zeros((batch, net.features))
-        return state
-
     def _logits(self, read):
         if self.config.score == "additive" and self.config.maxout:
             pairs = self.hidden(read)
             read = pairs.reshape(*pairs.shape[:-1], -1, 2).max(-1)
         return self.head(read)
+
+
+def start(net: Seq2Seq, memory: PyTree) -> PyTree:
+    """Returns what the decoder remembers before its first step.
+
+    Args:
+      net: of the network.
+      memory: from `EncoderDecoder.encode`.
+    """
+    state = {"carries": memory["carries"]}
+    if net.feeding and net.score not in ("none", "additive"):
+        batch = jax.tree.leaves(memory["carries"])[0].shape[0]
+        state["fed"] = jnp.zeros((batch, net.features))
+    return state
+
+
+def attends(model: nn.Module) -> bool:
+    """Returns whether a model is a recurrent one with attention to the source."""
+    return isinstance(model, EncoderDecoder) and model.config.score != "none"
+
+
+def attention_of(state: PyTree) -> Float[Array, "rows source"]:
+    """Returns the last step's weights, from a state of `decoding` that has them."""
+    return state["weights"]
 
 
 def decoding(
@@ -287,6 +308,8 @@ def decoding(
     source: Int[Array, "batch source"],
     source_lengths: Int[Array, " batch"],
     width: int = 1,
+    *,
+    attention: bool = False,
 ) -> tuple[Decoding, PyTree]:
     """Returns the step function of `dl_core.ops.decode`, and the state to begin with.
 
@@ -296,7 +319,18 @@ def decoding(
       source: tokens, padded at the end.
       source_lengths: valid tokens of each.
       width: rows of a beam search for each source.
+      attention: whether the state has the weights of the last step (`attention_of`), as
+        a penalty of what was not covered needs them.
+
+    Raises:
+      ValueError: if the model has no such weights: it is a Transformer, or one whose
+        score is none.
     """
+    if attention and not attends(model):
+        raise ValueError(
+            "decoding: only a recurrent network with attention has weights to keep, "
+            f"got {model.config}"
+        )
     encoded = model.apply(
         {"params": params}, source, source_lengths, train=False, method="encode"
     )
@@ -305,7 +339,7 @@ def decoding(
         memory, lengths = encoded, source_lengths
         if len(tokens) != len(source):
             memory, lengths = repeat((memory, lengths), width)
-        (logits, _), cache = model.apply(
+        (logits, found), cache = model.apply(
             {"params": params, **cache},
             memory,
             lengths,
@@ -313,17 +347,17 @@ def decoding(
             method="decode",
             mutable=["cache"],
         )
-        return logits[:, 0], cache
+        state = {"cache": cache}
+        if attention:
+            state["weights"] = found["weights"][:, 0]
+        return logits[:, 0], state
 
     def step(state, tokens):
-        begun, cache = state
-        logits, cache = jax.lax.cond(
-            begun,
-            lambda: decode(cache, tokens),
-            lambda: decode({}, tokens),  # The first call makes the cache.
-        )
-        return logits, (jnp.bool_(True), cache)
+        return decode(state["cache"], tokens)
 
     _, shapes = jax.eval_shape(decode, {}, source[:, 0])
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return step, (jnp.bool_(False), empty)
+    # A Transformer's cache begins with zeros, and so do the weights.
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    if isinstance(model, EncoderDecoder):
+        state["cache"] = {"cache": {"state": start(model.config, encoded)}}
+    return step, state

@@ -7,7 +7,7 @@ Transformer (`dl_core.models.transformer`), which are called alike.
 import functools
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,9 @@ from dl_core.models import seq2seq, transformer
 from dl_core.models.seq2seq import Seq2Seq
 from dl_core.models.transformer import Transformer
 from dl_core.ops import decode
+
+LENGTH_PENALTY = 0.6
+"""Of a beam search, where none is given."""
 
 
 @config
@@ -61,14 +64,16 @@ def make_model(net: Translator, known: Vocabularies, longest: int) -> nn.Module:
     sizes = len(known.source), len(known.target)
     if net.name == "transformer":
         chosen = net.transformer
-        if chosen.features % chosen.heads:
-            raise UserError(
-                f"--config.model.transformer.heads={chosen.heads}: expected a divisor "
-                f"of model.transformer.features={chosen.features}"
-            )
+        _check_features(chosen)
         _check_longest("transformer", chosen.longest, longest)
         return transformer.EncoderDecoder(chosen, *sizes)
     chosen = net.recurrent
+    if not chosen.memory:
+        raise UserError(
+            f"--config.model.recurrent.features={chosen.features}: expected at least "
+            "2, as the encoder has half as many units in each direction unless "
+            "model.recurrent.encoder says how many"
+        )
     if chosen.score == "location":
         _check_longest("recurrent", chosen.longest, longest)
     if chosen.score == "dot" and chosen.memory != chosen.features:
@@ -78,6 +83,25 @@ def make_model(net: Translator, known: Vocabularies, longest: int) -> nn.Module:
             f"{chosen.memory}"
         )
     return seq2seq.EncoderDecoder(chosen, *sizes)
+
+
+def _check_features(chosen: Transformer) -> None:
+    given = f"--config.model.transformer.features={chosen.features}"
+    if chosen.features % chosen.heads:
+        raise UserError(
+            f"--config.model.transformer.heads={chosen.heads}: expected a divisor "
+            f"of model.transformer.features={chosen.features}"
+        )
+    if chosen.positions == "sinusoidal" and chosen.features % 2:
+        raise UserError(
+            f"{given}: expected an even number, for pairs of sines and cosines "
+            "(model.transformer.positions=sinusoidal)"
+        )
+    if chosen.positions == "rotary" and chosen.features // chosen.heads % 2:
+        raise UserError(
+            f"{given}: expected a multiple of twice the {chosen.heads} heads, for "
+            "pairs that are turned (model.transformer.positions=rotary)"
+        )
 
 
 def _check_longest(name: str, positions: int, longest: int) -> None:
@@ -129,6 +153,8 @@ def greedy(
 ) -> Int[Array, "batch {longest}"]:
     """Returns translations of the most probable next tokens, filled with `END`.
 
+    One that was cut at the longest has no `END`. `PAD` and `BEGIN` are never written.
+
     Args:
       model: from `make_model`.
       params: of it.
@@ -136,7 +162,7 @@ def greedy(
       lengths: of the sentences.
       longest: tokens of a translation at most.
     """
-    step, state = seq2seq.decoding(model, params, source, lengths)
+    step, state = _decoding(model, params, source, lengths)
     return decode.greedy(step, state, _begin(source), END, longest)[0]
 
 
@@ -147,14 +173,43 @@ def beam(
     lengths: Int[Array, " batch"],
     longest: int,
     width: int,
+    length_penalty: float = LENGTH_PENALTY,
+    coverage_penalty: float = 0.0,
 ) -> Int[Array, "batch {longest}"]:
-    """Returns the best translations of a beam search, with length penalty 0.6.
+    """Returns the best translations of a beam search, as `greedy` does.
 
-    Args: as for `greedy`, and the beam's width.
+    Args: as for `greedy`, and for `dl_core.ops.decode.beam`.
+
+    Raises:
+      ValueError: if there is a coverage penalty, and the model is a Transformer or has
+        no attention.
     """
-    step, state = seq2seq.decoding(model, params, source, lengths, width)
-    found = decode.beam(step, state, _begin(source), END, longest, width, 0.6)
-    return found[0][:, 0]
+    covers = coverage_penalty != 0
+    step, state = _decoding(model, params, source, lengths, width, attention=covers)
+    found, _ = decode.beam(
+        step,
+        state,
+        _begin(source),
+        END,
+        longest,
+        width,
+        length_penalty,
+        coverage_penalty,
+        seq2seq.attention_of if covers else None,
+        lengths,
+    )
+    return found[:, 0]
+
+
+def _decoding(model: nn.Module, *args: Any, **how: bool) -> tuple[decode.Step, PyTree]:
+    """Returns `seq2seq.decoding`, by which what no sentence holds is not written."""
+    step, state = seq2seq.decoding(model, *args, **how)
+
+    def written(state, tokens):
+        logits, state = step(state, tokens)
+        return logits.at[:, jnp.array([PAD, BEGIN])].set(-jnp.inf), state
+
+    return written, state
 
 
 def _begin(source: Array) -> Array:
@@ -194,6 +249,8 @@ class Translation(NamedTuple):
     text: str
     unknown: tuple[str, ...]
     """Words, or characters, of the sentence that the vocabulary does not have."""
+    ended: bool
+    """Whether it ended before as many tokens as it may have."""
 
 
 def translate(
@@ -203,6 +260,8 @@ def translate(
     lines: Sequence[str],
     longest: int,
     width: int = 1,
+    length_penalty: float = LENGTH_PENALTY,
+    coverage_penalty: float = 0.0,
 ) -> list[Translation]:
     """Translates sentences.
 
@@ -212,11 +271,19 @@ def translate(
       known: its vocabularies.
       lines: the sentences.
       longest: tokens of the longest one that is taken, its end included.
-      width: of the beam search; 1 is greedy.
+      width: of the beam search; 1 is greedy, without the penalties.
+      length_penalty: as for `dl_core.ops.decode.beam`.
+      coverage_penalty: as for `dl_core.ops.decode.beam`.
 
     Raises:
-      UserError: if a sentence is empty or too long.
+      UserError: if a sentence is empty or too long, or there is a coverage penalty and
+        no attention that it could go by.
     """
+    if coverage_penalty and not seq2seq.attends(model):
+        raise UserError(
+            f"a coverage penalty of {coverage_penalty:g} goes by the attention of a "
+            "recurrent network, and this run's is a Transformer or has none"
+        )
     encoded = [[*known.source.encode(line), END] for line in lines]
     for number, tokens in enumerate(encoded, 1):
         name = f"line {number}" if len(lines) > 1 else "the sentence"
@@ -231,10 +298,19 @@ def translate(
     for row, tokens in zip(source, encoded, strict=True):
         row[: len(tokens)] = tokens
     lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-    search = greedy if width == 1 else functools.partial(beam, width=width)
+    search = greedy
+    if width > 1:
+        search = functools.partial(
+            beam,
+            width=width,
+            length_penalty=length_penalty,
+            coverage_penalty=coverage_penalty,
+        )
     compiled = jax.jit(functools.partial(search, model, longest=longest))
     found = compiled(params, source, lengths)
     return [
-        Translation(known.target.decode(row), tuple(known.source.unknown(line)))
+        Translation(
+            known.target.decode(row), tuple(known.source.unknown(line)), END in row
+        )
         for row, line in zip(np.asarray(found), lines, strict=True)
     ]

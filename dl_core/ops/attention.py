@@ -10,6 +10,9 @@ ways to compute the same:
     xla      `jax.nn.dot_product_attention`
     cudnn    the same through cuDNN's fused kernel: on GPUs, in half precision
 
+`blocks`, which "auto" takes on CPUs from 128 queries and keys on, has gradients in
+reverse mode and of the first order only; the others have all.
+
 A position that may not be seen has a weight of exactly 0 and passes a gradient of
 exactly 0 to its key and value; a query that may see nothing gets zeros, not NaN.
 """
@@ -60,7 +63,7 @@ def scaled_dot_product(
     _check(query, key, value, mask, bias)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if lowering == "auto":
-        lowering = _choose(query, key, value, bias)
+        lowering = _choose(query, key, value, mask, bias)
     if lowering == "blocks":
         if bias is not None:
             raise ValueError(
@@ -133,15 +136,32 @@ def _and_causal(mask: Array | None, queries: int, keys: int) -> Array:
     return causal if mask is None else mask & causal
 
 
-def _choose(query: Array, key: Array, value: Array, bias: Array | None) -> Lowering:
+def _choose(
+    query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
+) -> Lowering:
     """Returns the lowering that "auto" stands for."""
     backend = jax.default_backend()
     if backend == "cpu" or value.shape[-1] != query.shape[-1]:
         long = min(query.shape[1], key.shape[1]) >= _LONG
         return "blocks" if long and bias is None else "einsum"
-    half = query.dtype in (jnp.float16, jnp.bfloat16)
-    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    return "cudnn" if backend == "gpu" and half and fits else "xla"
+    biased = mask is not None or bias is not None
+    return "cudnn" if backend == "gpu" and _fits_cudnn(query, key, biased) else "xla"
+
+
+def _fits_cudnn(query: Array, key: Array, biased: bool) -> bool:
+    """Returns whether cuDNN's kernel takes such arrays, forwards and backwards.
+
+    What JAX asks of them: Nvidia's GPUs from Ampere on, half precision, a depth that is
+    a multiple of 8 and at most 128 (256 from Hopper on), and, with a mask, which
+    becomes a bias, even lengths.
+    """
+    # Those of AMD say "gfx90a" or the like, which is no number.
+    major = str(getattr(jax.devices()[0], "compute_capability", "")).split(".")[0]
+    new = major.isdecimal() and int(major) >= 8
+    half = query.dtype in (jnp.float16, jnp.bfloat16) and key.dtype == query.dtype
+    deep = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+    even = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
+    return new and half and deep and (even or not biased)
 
 
 def _jax_attention(query, key, value, mask, bias, scale, causal, implementation):

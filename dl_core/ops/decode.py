@@ -119,7 +119,8 @@ def restrict(
         ordered = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(ordered)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        kept = jnp.where(before < nucleus, ordered, jnp.inf)
+        # All of the probability is all tokens, however the sums are rounded.
+        kept = jnp.where((before < nucleus) | (nucleus >= 1), ordered, jnp.inf)
         # The first is kept, however the sums are rounded.
         least = jnp.minimum(kept.min(-1, keepdims=True), ordered[..., :1])
         logits = jnp.where(logits < least, -jnp.inf, logits)

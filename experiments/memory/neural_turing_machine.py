@@ -21,12 +21,12 @@ and 0.004 ± 0.003 (LSTM controller), the LSTM 42 ± 1. Trained on at most 20 ve
 nine of the ten copy 50 without a fault. At 120, with 960 bits, of which guessing gets
 480 wrong, seeds differ: 2, 2, 5, 156 and 160 are wrong with a feed-forward controller,
 0, 2, 5, 70 and 386 with an LSTM. `addressing` shows how: the heads write one slot after
-the other, then read them in the same order.
-In `recipes` no beginning wins that lottery for certain. A random memory and heads
-nowhere: 0, 0, 0.1, 9 and 490 wrong bits; a constant one and heads at the first slot: 0,
-2, 5, 70 and 386, with an epsilon of 1e-8 besides 0, 0, 93, 104 and 218; a constant one
-and heads nowhere learns no copy in this time. In `tasks` the dashed line of the n-grams is the best estimator, (N₁ + ½) / (N + 1) after
-each context. An x is where a run diverged.
+the other, then read them in the same order. In `recipes` no beginning wins that lottery
+for certain. A random memory and heads nowhere: 0, 0, 0.1, 9 and 490 wrong bits; a
+constant one and heads at the first slot: 0, 2, 5, 70 and 386, with an epsilon of 1e-8
+besides 0, 0, 93, 104 and 218; a constant one and heads nowhere learns no copy in this
+time. In `tasks` the dashed line of the n-grams is the best estimator, (N₁ + ½) / (N +
+1) after each context. An x is where a run diverged.
 
 Gradients are clipped from step to step (`--config.memory.clip`), as section 4.6 of the
 paper says: each component, in the backward pass, to between -10 and 10. Else they

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 import torch
+from scipy import special
 
-from dl_core.models import seq2seq
+from dl_core.models import seq2seq, transformer
 from dl_core.models.seq2seq import EncoderDecoder, Seq2Seq
 
 VOCABULARY, FEATURES, EMBEDDING = 11, 4, 3
@@ -37,10 +38,13 @@ def trained(score, cell="lstm", layers=1):
         longest=8,
     )
     model = EncoderDecoder(net, VOCABULARY, VOCABULARY)
-    init = jax.jit(functools.partial(model.init, train=False))
-    params = init(jax.random.key(0), SOURCE, LENGTHS, TARGET)["params"]
-    # Larger than they begin, so that every part of the network matters.
-    params = jax.tree.map(lambda leaf: 3 * leaf, params)
+    init = functools.partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), SOURCE, LENGTHS, TARGET)
+    random = np.random.default_rng(3)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype),
+        shapes["params"],
+    )
     apply = jax.jit(functools.partial(model.apply, train=False))
     return (
         model,
@@ -53,9 +57,8 @@ scores = pytest.mark.parametrize(
     ("score", "cell", "layers"),
     [
         ("none", "lstm", 2),
-        ("additive", "gru", 1),
         ("dot", "lstm", 2),
-        ("general", "lstm", 1),
+        ("additive", "gru", 1),
         ("location", "gru", 1),
     ],
 )
@@ -66,19 +69,66 @@ def test_one_step_after_the_other_gives_what_the_whole_target_gives(
     score, cell, layers
 ):
     model, params, apply = trained(score, cell, layers)
-    wanted, _ = apply(SOURCE)
+    wanted, endpoints = apply(SOURCE)
+    attends = score != "none"
 
     @jax.jit
     def written():
-        step, state = seq2seq.decoding(model, params, SOURCE, LENGTHS)
+        step, state = seq2seq.decoding(
+            model, params, SOURCE, LENGTHS, attention=attends
+        )
 
         def on(state, now):
             logits, state = step(state, now)
-            return state, logits
+            return state, (logits, seq2seq.attention_of(state) if attends else 0)
 
         return jax.lax.scan(on, state, TARGET.T)[1]
 
-    close(written().swapaxes(0, 1), wanted)
+    logits, weights = written()
+    close(logits.swapaxes(0, 1), wanted)
+    if attends:
+        close(weights.swapaxes(0, 1), endpoints["weights"])
+
+
+def test_only_recurrent_attention_can_be_kept():
+    model, params, _ = trained("none", "lstm", 2)
+    other = transformer.EncoderDecoder(transformer.Transformer(), 11, 11)
+    for each in (model, other):
+        with pytest.raises(ValueError, match="only a recurrent network with attention"):
+            seq2seq.decoding(each, params, SOURCE, LENGTHS, attention=True)
+
+
+def test_luongs_steps_are_those_of_the_paper():
+    model, params, apply = trained("general")
+    wanted, endpoints = apply(SOURCE)
+    memory = jax.jit(functools.partial(model.apply, train=False, method="encode"))(
+        {"params": params}, SOURCE, LENGTHS
+    )
+    p, memory = jax.tree.map(np.float64, (params, memory))
+    cell, embedded = p["step"]["cells_0"], p["target"]["embedding"][np.asarray(TARGET)]
+
+    def gate(name, x, h):
+        return x @ cell[f"i{name}"]["kernel"] + dense(cell[f"h{name}"], h)
+
+    def dense(part, x):
+        return x @ part["kernel"] + part.get("bias", 0)
+
+    c, h = memory["carries"][0]
+    fed = np.zeros((3, FEATURES))
+    for t in range(4):
+        x = np.concatenate([embedded[:, t], fed], axis=1)
+        i, f, o = (special.expit(gate(name, x, h)) for name in "ifo")
+        c = f * c + i * np.tanh(gate("g", x, h))
+        h = o * np.tanh(c)
+        keys = memory["outputs"] @ p["step"]["score"]["memory"]["kernel"]
+        scores = np.einsum("bf,bsf->bs", h, keys)
+        scores[np.arange(5) >= np.asarray(LENGTHS)[:, None]] = -np.inf
+        weights = special.softmax(scores, axis=1)
+        context = np.einsum("bs,bsm->bm", weights, memory["outputs"])
+        both = np.concatenate([context, h], axis=1)
+        fed = np.tanh(both @ p["step"]["attentional"]["kernel"])
+        close(endpoints["weights"][:, t], weights)
+        close(wanted[:, t], dense(p["head"], fed))
 
 
 @scores

@@ -5,17 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
+from dl_core.data.buckets import pack
 from dl_core.models.language import attention_parameters
-from dl_core.models.transformer import (
-    Decoder,
-    EncoderDecoder,
-    Layer,
-    Stack,
-    Transformer,
-)
+from dl_core.models.transformer import Decoder, EncoderDecoder
+from dl_core.models.transformer_layers import Layer, Stack, Transformer
 from dl_core.ops.attention import padding_mask
 
 SIZE = {"features": 16, "heads": 4, "layers": 2, "hidden": 24, "longest": 7}
@@ -231,6 +228,34 @@ def test_the_padding_has_no_influence():
     assert (np.abs(seen - logits) > 1e-3).any(axis=(1, 2)).all()
 
 
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+def test_packed_sequences_have_the_losses_that_they_have_alone(positions):
+    sequences = [TOKENS[0, :4], TOKENS[1, :3], TOKENS[2, :6], TOKENS[2, 2:4]]
+    packed = pack([row.tolist() for row in sequences], 9)
+    assert len(packed.tokens) == 2
+    model = Decoder(Transformer(**SIZE | {"longest": 9}, positions=positions), 11)
+    variables = begin(model, packed.tokens)
+
+    @jax.jit
+    def losses(tokens, segments=None):
+        logits, _ = model.apply(variables, tokens, train=False, segments=segments)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits[:, :-1], tokens[:, 1:]
+        )
+
+    together = losses(packed.tokens, packed.segments)
+    alone = np.zeros((4, 9), np.int32)
+    for row, sequence in zip(alone, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    alone = [x[: len(s) - 1] for x, s in zip(losses(alone), sequences, strict=True)]
+    same = (packed.segments[:, 1:] == packed.segments[:, :-1]) & (
+        packed.segments[:, 1:] > 0
+    )
+    # The longest first, each in the row where it fits best.
+    wanted = np.concatenate([alone[i] for i in (2, 1, 0, 3)])
+    np.testing.assert_allclose(together[same], wanted, atol=1e-5)
+
+
 def test_what_does_not_fit_is_refused():
     model = Decoder(Transformer(**SIZE), 11)
     long = jnp.zeros((1, 8), jnp.int32)
@@ -238,3 +263,6 @@ def test_what_does_not_fit_is_refused():
         model.init(jax.random.key(0), long, train=False)
     with pytest.raises(ValueError, match="at most 1 positions"):
         model.init(jax.random.key(0), long[:, :2], train=False, decode=True)
+    how = {"train": False, "decode": True, "segments": long[:, :1]}
+    with pytest.raises(ValueError, match="packed rows cannot go on"):
+        model.init(jax.random.key(0), long[:, :1], **how)

@@ -1,6 +1,7 @@
 """Attention against torch's, and each way to compute it against the others."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,60 @@ def test_a_query_that_sees_nothing_gets_zeros_and_passes_no_gradient(lowering):
     assert not np.any(y[0, 3])
     assert not np.any(gradients[0][0, 3])
     assert all(np.isfinite(x).all() for x in (y, *gradients))
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudnn_is_what_xla_is(masked, causal):
+    rng = np.random.default_rng(3)
+    shapes = [(BATCH, 64, HEADS, 32), *[(BATCH, 96, HEADS, 32)] * 2]
+    inputs = [jnp.asarray(rng.standard_normal(x), jnp.bfloat16) for x in shapes]
+    mask = None
+    if masked:
+        mask = jnp.asarray(rng.random((BATCH, HEADS, 64, 96)) < 0.5)
+        mask = mask.at[0, :, 3].set(False).at[1, ..., 40:].set(False)
+    both = [
+        value_and_gradients(
+            functools.partial(
+                ops.scaled_dot_product, mask=mask, causal=causal, lowering=lowering
+            ),
+            *inputs,
+        )
+        for lowering in ("cudnn", "xla")
+    ]
+    for ours, theirs in zip(*both, strict=True):
+        ours, theirs = np.float32(ours), np.float32(theirs)
+        np.testing.assert_allclose(ours, theirs, atol=0.05, rtol=0.05)
+    if masked:
+        y, dquery, dkey, _ = both[0]
+        assert not np.any(y[0, 3])
+        assert not np.any(dquery[0, 3])
+        assert not np.any(dkey[1, 40:])
+
+
+@pytest.mark.parametrize(
+    ("query", "mask", "capability", "wanted"),
+    [
+        (((2, 8, 4, 32), jnp.bfloat16), None, "8.0", "cudnn"),
+        (((2, 8, 4, 32), jnp.bfloat16), (1, 1, 8, 8), "9.0", "cudnn"),
+        (((2, 7, 4, 32), jnp.float16), None, "9.0", "cudnn"),
+        (((2, 7, 4, 32), jnp.bfloat16), (1, 1, 7, 7), "9.0", "xla"),
+        (((2, 8, 4, 32), jnp.bfloat16), None, "7.5", "xla"),
+        (((2, 8, 4, 32), jnp.bfloat16), None, "gfx90a", "xla"),
+        (((2, 8, 4, 20), jnp.bfloat16), None, "9.0", "xla"),
+        (((2, 8, 4, 32), jnp.float32), None, "9.0", "xla"),
+    ],
+)
+def test_on_gpus_cudnn_is_chosen_where_it_applies(
+    query, mask, capability, wanted, monkeypatch
+):
+    device = types.SimpleNamespace(compute_capability=capability)
+    x = jnp.zeros(*query)
+    mask = None if mask is None else jnp.ones(mask, bool)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert ops._choose(x, x, x, mask, None) == wanted
 
 
 def test_a_bias_is_added_to_the_scaled_products():

@@ -68,8 +68,8 @@ def sequences(example, shortest=0):
     return ended, cut
 
 
-def ranked(example, alpha, beta, shortest=0):
-    """The sequences from the best down, filled to the end, and their scores."""
+def scored(example, alpha, beta):
+    """Gives the score of a sequence and its log-probability."""
 
     def score(sequence):
         tokens, log_prob = sequence
@@ -78,7 +78,12 @@ def ranked(example, alpha, beta, shortest=0):
             total += beta * math.log(min(covered(example, tokens)[position], 1))
         return total
 
-    parts = []
+    return score
+
+
+def ranked(example, alpha, beta, shortest=0):
+    """The sequences from the best down, filled to the end, and their scores."""
+    score, parts = scored(example, alpha, beta), []
     for part in sequences(example, shortest):
         parts += sorted(part, key=score, reverse=True)
     filled = [[*t, *[END] * (LONGEST - len(t))] for t, _ in parts]
@@ -112,6 +117,40 @@ def test_a_beam_of_all_widths_finds_the_best_of_all(alpha, beta, shortest):
         assert tokens[example, :many].tolist() == wanted[:many]
         assert np.isneginf(scores[example, many:]).all()
         assert (tokens[example, many:] == END).all()
+
+
+def searched(example, width, alpha, beta):
+    """What a beam search that never stops early finds, in plain Python."""
+    score = scored(example, alpha, beta)
+    alive, ended = [((), 0.0)], []
+    for _ in range(LONGEST):
+        every = [
+            ((*tokens, token), total + float(log_prob))
+            for tokens, total in alive
+            for token, log_prob in enumerate(continuations(example, tokens))
+        ]
+        every.sort(key=lambda sequence: -sequence[1])
+        ended += [each for each in every[:width] if each[0][-1] == END]
+        alive = [each for each in every if each[0][-1] != END][:width]
+    ended, alive = (sorted(x, key=score, reverse=True) for x in (ended, alive))
+    best = [*ended[:width], *alive][:width]
+    filled = [[*tokens, *[END] * (LONGEST - len(tokens))] for tokens, _ in best]
+    return filled, [score(each) for each in best]
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_narrow_beam_is_that_of_plain_python(width):
+    @jax.jit
+    def found(alpha, beta):
+        penalties = alpha, beta, lambda state: state["attention"], LENGTHS
+        return decode.beam(step, start(), FIRST, END, LONGEST, width, *penalties)
+
+    for alpha, beta in [(0.0, 0.0), (0.6, 0.0), (0.0, 0.5), (1.5, 0.3)]:
+        tokens, scores = found(alpha, beta)
+        for example in range(BATCH):
+            wanted, values = searched(example, width, alpha, beta)
+            assert tokens[example].tolist() == wanted
+            np.testing.assert_allclose(scores[example], values, rtol=1e-4)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -277,6 +316,14 @@ def test_what_may_be_drawn(options, kept):
     wanted = left ** (1 / options.get("temperature", 1))
     probabilities = jax.nn.softmax(found)[np.array(kept)]
     np.testing.assert_allclose(probabilities, wanted / wanted.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_whole_nucleus_leaves_nothing_out(traced):
+    # The sum of the first hundred is 1 in single precision.
+    logits = -jnp.arange(200.0)
+    nucleus = jnp.float32(1) if traced else 1.0
+    np.testing.assert_array_equal(decode.restrict(logits, nucleus=nucleus), logits)
 
 
 @pytest.mark.parametrize(
