@@ -16,11 +16,14 @@ The pairs are English and French sentences of Tatoeba, which ship with the proje
     python -m launch.translate --run=runs/attention.translation/runs/default \
         --text='Where is the station?' --beam=5
 
-Look for: BLEU against the number of words in the source, Bahdanau's figure. Without
-attention it falls with the length; where attention weighs by what is there (additive,
-dot, general) it falls less, and location, which sees only how far the translation has
-come, lies between. In the alignment maps the weights follow the diagonal, and leave it
-where French puts the adjective after the noun.
+Look for (1,200 steps, one epoch, five seeds): BLEU against the number of words in the
+source, Bahdanau's figure. One state between two LSTMs is not enough for any length, 1.6
+± 0.3 in all; where every word attends to the sentence it is 10.1 ± 0.7 (additive), 8.3
+± 1.2 (dot), 8.0 ± 1.2 (general) and 8.5 ± 0.5 (Transformer), and location, which sees
+only how far the translation has come, has 7.6 ± 0.3. All fall with the length: none is
+trained to the end in so short a time. In the alignment maps the weights follow the
+diagonal, and leave it where the words of both languages stand in another order;
+location's cannot.
 
 BLEU is sacrebleu's, of whole detokenised test sets, translated greedily; its signature
 is nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp, and, with sacrebleu's version, in
@@ -360,7 +363,7 @@ def networks(runs: Runs) -> Figure:
     ax.yaxis.set_minor_formatter("{x:g}")
     ax.grid(alpha=0.3, which="both")
     short = [_NAMES[name].replace(" ", "\n", 1) for name in groups]
-    ends.set_xticks(range(len(groups)), short, fontsize=8)
+    ends.set_xticks(range(len(groups)), short, fontsize=7)
     ends.set_ylabel("BLEU of the tokens, test" if words else "BLEU, test")
     note = "; black: published" if words else ""
     ends.set_title(f"after {runs[0].config['steps']:,} steps, a point a seed{note}")

@@ -368,7 +368,13 @@ def recipes(runs: Runs) -> Figure:
     return _learned({_recipe(*key): group for key, group in groups})
 
 
-FIGURES = {f.__name__: f for f in (copy, addressing, tasks, longer, recipes)}
+FIGURES = {
+    "copy": copy,
+    "addressing": addressing,
+    "tasks": tasks,
+    "longer": longer,
+    "recipes": recipes,
+}
 
 
 def _learned(groups: Mapping[str, Runs]) -> Figure:
