@@ -4,12 +4,13 @@ Both read the embedded novels in sentences, with windows of random radius up to 
 five negatives a word, 100 numbers in a vector, frequent words dropped above 1e-3; words
 a second count those of the text, dropped ones too. Gensim has two workers. Ours reads
 blocks, and returns the exact loss of each; the negatives are each word's own, or shared
-by 16 words in a row, or by a block, each weighing as much as to make five. As sharing
-and blocks change what is learned, the loss at the end is printed beside the speed.
-Gensim comes with the test tools (`pip install -e .[test]`).
+by 16 to 64 words in a row, or by a block, each weighing so much as to make five. As
+sharing and blocks change what is learned, the loss at the end is printed beside the
+speed. Gensim comes with the test tools (`pip install -e .[test]`).
 """
 
 import functools
+import logging
 import time
 from collections.abc import Callable
 
@@ -26,8 +27,9 @@ TEXT = NovelsConfig(vocabulary=0)
 FORMS = {
     "own negatives": (4_096, 1, NEGATIVES),
     "5 shared by 16": (4_096, 16, 5),
-    "64 shared": (4_096, 4_096, 64),
-    "256 shared": (4_096, 4_096, 256),
+    "5 shared by 64": (4_096, 64, 5),
+    "5 shared by 32, long blocks": (8_192, 32, 5),
+    "64 shared by the block": (4_096, 4_096, 64),
 }
 """Words in a block, words in a row that share negatives, and how many these are."""
 
@@ -73,6 +75,7 @@ def gensims(novels: Novels, workers: int) -> Callable[[], None]:
     """Returns a call that trains gensim's model for one more epoch."""
     from gensim.models import Word2Vec
 
+    logging.getLogger("gensim").setLevel(logging.WARNING)
     words, numbers = novels.words["train"], novels.sentences["train"]
     vocabulary = np.array(novels.vocabulary, object)
     borders = np.flatnonzero(np.diff(numbers)) + 1
