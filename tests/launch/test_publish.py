@@ -27,7 +27,8 @@ def test_every_sweep_is_published_whole_with_its_figures(name):
     for results in found.values():
         sweep = results["sweep"]
         points = [flatten(run["changes"]) for run in results["runs"]]
-        assert points == [flatten(point) for point in experiment.sweeps[sweep]]
+        swept = [flatten(point) for point in experiment.sweeps[sweep]]
+        assert points == json.loads(json.dumps(swept))  # Which has no tuples.
         assert set(flatten(results["base"])) == set(leaves(experiment.config_class()))
         assert re.fullmatch("[0-9a-f]{40}", results["commit"]), "from a clean checkout"
         assert results["device"]
