@@ -26,7 +26,7 @@ class Transformer(nn.Module):
         options = {
             "d_model": net.features,
             "nhead": net.heads,
-            "dim_feedforward": net.hidden,
+            "dim_feedforward": net.hidden or 4 * net.features,
             "dropout": 0.0,
             "activation": net.activation,
             "batch_first": True,
