@@ -15,7 +15,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -26,7 +25,7 @@ from dl_core.ops import decode
 from dl_core.ops.attention import scaled_dot_product
 from dl_core.train.optimizers import Optimizer
 from dl_core.train.state import TrainState
-from launch.benchmark_conv import measure, require_torch, spread
+from launch.benchmark_conv import measure, require_torch, spread, stepping
 
 Batch = Mapping[str, np.ndarray]
 
@@ -194,11 +193,8 @@ def initial(case: Training | Decoding) -> Mapping[str, Any]:
 def our_step(case: Training) -> Callable[[], float]:
     """Returns a call that takes one more step, and returns the loss before it."""
     optimizer = Optimizer(learning_rate=RATE).make()
-    # The initial variables are everyone's: what is donated must be a copy.
-    state = TrainState.create(jax.tree.map(jnp.copy, initial(case)), optimizer)
-    inputs, targets = jax.device_put((_arguments(case), batch(case)["targets"]))
+    state = TrainState.create(initial(case), optimizer)
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def step(state, inputs, targets):
         def loss(params):
             logits, _ = case.model.apply({"params": params}, *inputs, train=True)
@@ -207,12 +203,7 @@ def our_step(case: Training) -> Callable[[], float]:
 
         return state.descend(loss, optimizer)
 
-    def call():
-        nonlocal state
-        state, metrics = jax.block_until_ready(step(state, inputs, targets))
-        return float(metrics["loss"])
-
-    return call
+    return stepping(step, state, _arguments(case), batch(case)["targets"])
 
 
 @functools.cache

@@ -110,6 +110,32 @@ def require_torch(benchmark: str) -> ModuleType:
     return torch
 
 
+def stepping(
+    descend: Callable[..., tuple[Any, Mapping[str, Any]]], state: Any, *arrays: Any
+) -> Callable[[], float]:
+    """Returns a call that takes one more step, and returns the loss before it.
+
+    Args:
+      descend: a function of the state and the arrays; returns the next state and its
+        metrics.
+      state: before the first step; a copy of it is used up.
+      *arrays: the batch.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    compiled = jax.jit(descend, donate_argnums=0)
+    state = jax.tree.map(jnp.copy, state)
+    arrays = jax.device_put(arrays)
+
+    def call():
+        nonlocal state
+        state, metrics = jax.block_until_ready(compiled(state, *arrays))
+        return float(metrics["loss"])
+
+    return call
+
+
 def run(repeats: int) -> None:
     """Prints for each case torch's time over ours, then what a loop costs.
 

@@ -2,8 +2,9 @@
 
 A step of training on the copy task at its longest, 20 vectors of 8 bits, is the same in
 both: from the same weights, on the same batch, with cross-entropy, gradients clipped to
-±10, and RMSprop. The other one is built as loudinthecloud/pytorch-ntm is, in torch,
-which comes with the test tools (`pip install -e .[test]`).
+±10, and RMSprop; ours also returns the gradient's norm. The other one is built as
+loudinthecloud/pytorch-ntm is, in torch, which comes with the test tools (`pip install
+-e .[test]`).
 """
 
 import dataclasses
@@ -12,12 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dl_core.nn.memory import NTM, Memory
-from launch.benchmark_conv import measure, ratio, require_torch, spread
+from dl_core.train.optimizers import RMSprop
+from dl_core.train.state import TrainState
+from launch.benchmark_conv import measure, ratio, require_torch, spread, stepping
 
 RATE, DECAY, MOMENTUM = 1e-4, 0.95, 0.9
 
@@ -102,31 +104,17 @@ def _model(case: Case) -> NTM:
 
 def our_step(case: Case) -> Callable[[], float]:
     """Returns a call that takes one more step, and returns the loss before it."""
-    model, (x, bits) = _model(case), jax.device_put(batch(case))
-    # As in torch, eps is outside the root.
-    optimizer = optax.chain(
-        optax.clip(10),
-        optax.rmsprop(RATE, DECAY, eps=1e-8, momentum=MOMENTUM, eps_in_sqrt=False),
-    )
+    model = _model(case)
+    optimizer = RMSprop(
+        learning_rate=RATE, decay=DECAY, momentum=MOMENTUM, epsilon=1e-8, clip=10.0
+    ).make(0)
+    state = TrainState.create(initial(case), optimizer)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def descend(params, state, constants):
+    def step(state, x, bits):
         def loss(params):
-            logits, _ = model.apply({"params": params, **constants}, x)
+            logits, _ = model.apply({"params": params, **state.collections}, x)
             return optax.sigmoid_binary_cross_entropy(logits, bits).mean()
 
-        value, gradients = jax.value_and_grad(loss)(params)
-        updates, state = optimizer.update(gradients, state)
-        return optax.apply_updates(params, updates), state, value
+        return state.descend(loss, optimizer)
 
-    # The initial variables are everyone's: what is donated must be a copy.
-    constants = dict(initial(case))
-    params = jax.tree.map(jnp.copy, constants.pop("params"))
-    state = optimizer.init(params)
-
-    def call():
-        nonlocal params, state
-        params, state, value = jax.block_until_ready(descend(params, state, constants))
-        return float(value)
-
-    return call
+    return stepping(step, state, *batch(case))

@@ -24,7 +24,7 @@ from dl_core.nn import streaming
 from dl_core.nn.temporal import WaveNet
 from dl_core.train.optimizers import Optimizer
 from dl_core.train.state import TrainState
-from launch.benchmark_conv import measure, require_torch, spread
+from launch.benchmark_conv import measure, require_torch, spread, stepping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,17 +176,8 @@ def our_step(case: Case, *, pyramid: bool = True) -> Callable[[], float]:
       case: the network and its batch.
       pyramid: whether a TCN of which only the last output counts computes no others.
     """
-    # The initial variables are everyone's: what is donated must be a copy.
-    state = TrainState.create(jax.tree.map(jnp.copy, initial(case)), _optimizer())
-    arrays = jax.device_put(batch(case))
-    compiled = jax.jit(_descent(case, pyramid=pyramid), donate_argnums=0)
-
-    def call():
-        nonlocal state
-        state, metrics = jax.block_until_ready(compiled(state, *arrays))
-        return float(metrics["loss"])
-
-    return call
+    state = TrainState.create(initial(case), _optimizer())
+    return stepping(_descent(case, pyramid=pyramid), state, *batch(case))
 
 
 def seeds(case: Case, count: int) -> dict[str, Callable[[], list[float]]]:

@@ -117,8 +117,11 @@ class _Finish:
         return {name: x for name, x in inputs.items() if name != "mask"}
 
 
-class _Gather(_Finish):
+class Gather(_Finish):
+    """Gathers the rows of the resident arrays that the inputs' indices name."""
+
     def gather(self, resident, inputs):
+        """Returns the fields of the batch."""
         return {name: x[inputs["indices"]] for name, x in resident.items()}
 
 
@@ -158,7 +161,7 @@ class InMemory:
         """
         self.resident = dict(arrays)
         self.batch_size = batch_size
-        self.assemble = _Gather(prepare)
+        self.assemble = Gather(prepare)
         self.size = len(next(iter(self.resident.values())))
         if not self.size:
             raise UserError("the data set holds no examples")

@@ -6,17 +6,16 @@ one compiled program. `pack` lays sequences end to end instead.
 """
 
 import bisect
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
-from dl_core.data.batches import Prepare, padded_order
+from dl_core.data.batches import Gather, Prepare, padded_order
 from dl_core.errors import UserError
 
 T = TypeVar("T")
@@ -119,19 +118,12 @@ def _order(epoch: int, count: int) -> Int[np.ndarray, " count"]:
     return np.random.default_rng([0xB0CE7, epoch]).permutation(count)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Gather:
+class _Gather(Gather):
     """Gathers the examples of a batch and says in every row which bucket it is."""
 
-    prepare: Prepare | None
-
-    def __call__(self, config: Any, resident: Any, inputs: Any, key: Any) -> Any:
-        indices = inputs["indices"]
-        batch = {name: x[indices] for name, x in resident.items()}
-        batch["bucket"] = jnp.full(indices.shape, inputs["bucket"])
-        if self.prepare is not None:
-            batch = self.prepare(config, batch, key)
-        return {**batch, "mask": inputs["mask"]} if "mask" in inputs else batch
+    def gather(self, resident, inputs):
+        bucket = jnp.full(inputs["indices"].shape, inputs["bucket"])
+        return {**super().gather(resident, inputs), "bucket": bucket}
 
 
 def at_length(

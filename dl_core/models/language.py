@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import flax.linen as nn
 import jax
@@ -128,12 +127,13 @@ def sized(model: Model, vocabulary: int, goal: int) -> Model:
     field = "channels" if model.name == "tcn" else "hidden"
     goal -= vocabulary * model.embedding
 
-    def distance(model):
-        return abs(sequence.parameters(model, model.embedding, vocabulary) - goal)
+    def of(width):
+        return dataclasses.replace(model, **{field: width})
 
-    # A layer of n channels, or units, has more than n² parameters.
-    sizes = range(1, math.isqrt(goal) + 2)
-    return min((dataclasses.replace(model, **{field: n}) for n in sizes), key=distance)
+    def count(width):
+        return sequence.parameters(of(width), model.embedding, vocabulary)
+
+    return of(sequence.nearest_width(count, goal))
 
 
 def matched_units(model: Model, vocabulary: int, tied: bool) -> int:
@@ -149,8 +149,6 @@ def matched_units(model: Model, vocabulary: int, tied: bool) -> int:
     as_tcn = {"kernel_size", "levels", "channels", "weight_norm"}
     tcn = Network(name="tcn", **{name: getattr(model, name) for name in as_tcn})
     goal = sequence.parameters(tcn, model.channels, vocabulary)
-    sizes = range(1, 8 * model.channels * model.levels)
-    return min(
-        sizes,
-        key=lambda h: abs(sequence.parameters(model, h, vocabulary, h) - goal),
+    return sequence.nearest_width(
+        lambda h: sequence.parameters(model, h, vocabulary, h), goal
     )

@@ -7,6 +7,7 @@ over time from `dl_core.nn`, and a linear layer on its outputs.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -167,9 +168,18 @@ def matched_hidden(network: Network, inputs: int, outputs: int) -> int:
     if network.hidden or network.name == "tcn":
         return network.hidden
     goal = parameters(_as_tcn(network), inputs, outputs)
-    # A layer of h units has more than h² parameters.
-    sizes = range(1, math.isqrt(goal) + 2)
-    return min(sizes, key=lambda h: abs(parameters(network, inputs, outputs, h) - goal))
+    return nearest_width(lambda h: parameters(network, inputs, outputs, h), goal)
+
+
+def nearest_width(count: Callable[[int], int], goal: int) -> int:
+    """Returns the width of a layer that brings a network nearest to a size.
+
+    Args:
+      count: the number of parameters by width n, more than n².
+      goal: number of parameters.
+    """
+    widths = range(1, math.isqrt(goal) + 2)
+    return min(widths, key=lambda n: abs(count(n) - goal))
 
 
 def _as_tcn(network: Network) -> Network:

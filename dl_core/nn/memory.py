@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from dl_core.config import config, static
 from dl_core.nn import memory_addressing as tape
+from dl_core.nn.recurrent import Affine
 
 _glorot = nn.initializers.glorot_uniform()
 _small = nn.initializers.normal(0.01)
@@ -67,20 +68,6 @@ class Memory:
         "in the paper; 0 leaves it as it is.",
         at_least=0,
     )
-
-
-class _Affine(nn.Module):
-    """The kernel and the bias of a linear layer, not applied to anything."""
-
-    inputs: int
-    features: int
-    kernel_init: nn.initializers.Initializer
-    bias_init: nn.initializers.Initializer = _small
-
-    @nn.compact
-    def __call__(self):
-        kernel = self.param("kernel", self.kernel_init, (self.inputs, self.features))
-        return kernel, self.param("bias", self.bias_init, (self.features,))
 
 
 class NTM(nn.Module):
@@ -127,7 +114,7 @@ class NTM(nn.Module):
         return y, {"reads": seen[:, :, : c.heads], "writes": seen[:, :, c.heads :]}
 
     def _affine(self, name, inputs, features, kernel_init=_glorot, bias_init=_small):
-        return _Affine(inputs, features, kernel_init, bias_init, name=name)()
+        return Affine(inputs, features, kernel_init, bias_init, name=name)()
 
     def _layers(self, inputs: int) -> list[tuple[Array, Array]]:
         """Returns the controller's kernels and biases.

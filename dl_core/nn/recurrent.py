@@ -33,7 +33,7 @@ Initializer = nn.initializers.Initializer
 Outputs = tuple[Float[Array, "batch time features"], PyTree]
 
 
-class _Affine(nn.Module):
+class Affine(nn.Module):
     """The kernel and the bias of a `flax.linen.Dense`, not applied to anything."""
 
     inputs: int
@@ -43,6 +43,7 @@ class _Affine(nn.Module):
 
     @nn.compact
     def __call__(self):
+        """Returns both; zeros for a bias that it does not have."""
         kernel = self.param("kernel", self.kernel_init, (self.inputs, self.features))
         if self.bias_init is None:
             return kernel, jnp.zeros(self.features, kernel.dtype)
@@ -61,7 +62,7 @@ class _Layer(nn.Module, kw_only=True):
         sizes = inputs, self.features, kernel_init
         biases = [self._bias_init(name) if use_bias else None for name in names]
         pairs = [
-            _Affine(*sizes, bias, name=name)()
+            Affine(*sizes, bias, name=name)()
             for name, bias in zip(names, biases, strict=True)
         ]
         kernels, biases = zip(*pairs, strict=True)

@@ -300,8 +300,7 @@ def sizes(runs: Runs) -> Figure:
 def written(runs: Runs) -> Figure:
     """Passages that the first seed of each largest network writes at the end."""
     setting = runs[0].config
-    fields = [field.name for field in dataclasses.fields(TextConfig)]
-    text = TextConfig(**{field: setting[f"data.{field}"] for field in fields}).text
+    text = replace(Config(), setting).data.text
     columns = []
     largest = runs.where(**{_FEATURES: runs.values(_FEATURES)[-1]})
     for name, group in largest.by(_NAME).items():

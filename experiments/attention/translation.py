@@ -46,7 +46,6 @@ own words, and it keeps the epoch with the best validation loss; here the words 
 always true, and the last step counts.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +59,7 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from dl_core import pictures_sentences
-from dl_core.config import RunConfig, config, nested, static
+from dl_core.config import RunConfig, config, nested, replace, static
 from dl_core.data.batches import Data
 from dl_core.data.buckets import Bucketed, at_length
 from dl_core.data.translation import PairsConfig, read_pairs, report_once
@@ -374,10 +373,7 @@ def networks(runs: Runs) -> Figure:
 @figure(sweep="networks")
 def alignments(runs: Runs) -> Figure:
     """Where the words of a few translations attended to, of the first seed."""
-    setting = runs[0].config
-    chosen = PairsConfig(
-        **{f.name: setting[f"data.{f.name}"] for f in dataclasses.fields(PairsConfig)}
-    )
+    chosen = replace(Config(), runs[0].config).data
     lines = [
         (_NAMES[name], _COLORS[name], list(group[0].artifacts().values())[-1:])
         for name, group in _groups(runs).items()

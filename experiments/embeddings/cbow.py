@@ -47,6 +47,7 @@ large with 5 times as many negatives, 40 times as many in a step, and with 0.2 t
 training loss of the embedded novels diverged within ten steps. It is 0.01, a twentieth.
 """
 
+import functools
 import sys
 from typing import Any, Literal
 
@@ -179,7 +180,13 @@ _FILES = {
 def _given(config: Config) -> dict[str, Any]:
     """Returns what is in the files that the config names."""
     paths = {name: getattr(config, name) for name in _FILES}
-    return {name: _FILES[name][0](path) for name, path in paths.items() if path}
+    return {name: _read(name, path) for name, path in paths.items() if path}
+
+
+@functools.lru_cache(maxsize=8)
+def _read(name: str, path: str) -> Any:
+    # Scored at each evaluation, the files need to be read only once.
+    return _FILES[name][0](path)
 
 
 def init(config: Config, key: jax.Array) -> State:

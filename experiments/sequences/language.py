@@ -45,7 +45,7 @@ import matplotlib.pyplot as plt
 from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from dl_core.config import RunConfig, config, nested, static
+from dl_core.config import RunConfig, config, nested, replace, static
 from dl_core.data.batches import Data
 from dl_core.data.text import TextConfig, Windows
 from dl_core.models.language import LanguageModel, Model
@@ -266,8 +266,7 @@ def _curves(runs: Runs) -> Figure:
 def _written(runs: Runs) -> Figure:
     """Shows what the first seed of each network writes at the end."""
     setting = runs[0].config
-    fields = ("unit", "path", "vocabulary")
-    text = TextConfig(**{field: setting[f"data.{field}"] for field in fields}).text
+    text = replace(Config(), setting).data.text
     columns = []
     for name, group in runs.by(_NAME).items():
         last = list(group[0].artifacts().values())[-1:]
