@@ -63,14 +63,14 @@ def bleu_by_length(
 
 
 def alignments(
-    lines: Sequence[tuple[str, str, Sequence[Mapping[str, np.ndarray]]]],
+    lines: Sequence[tuple[str, str, Mapping[str, np.ndarray]]],
     pairs: Pairs,
     count: int,
 ) -> Figure:
     """Draws a row a network: where the tokens of its translations attended to.
 
     Args:
-      lines: a label, its colour, and what the network's run observed, if anything.
+      lines: a label, its colour, and what the network's run observed last.
       pairs: the pairs.
       count: test pairs that are shown.
     """
@@ -81,7 +81,7 @@ def alignments(
     for row, (label, color, seen) in zip(axes, lines, strict=True):
         row[0].set_ylabel(label, color=color)
         for number, ax in enumerate(row):
-            _draw(ax, pairs, seen[0] if seen else {}, number)
+            _draw(ax, pairs, seen, number)
     fig.suptitle(
         "weights of the source's tokens (columns) for each written token (rows); "
         "white 0, black 1"

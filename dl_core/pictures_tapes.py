@@ -199,8 +199,5 @@ def addressing(
 
 def _last_seen(runs: Runs) -> Mapping[str, np.ndarray] | None:
     """Returns what the first run that did not diverge observed at its end."""
-    for run in runs:
-        artifacts = {} if run.diverged else run.artifacts()
-        if artifacts and "writes" in (last := artifacts[max(artifacts)]):
-            return last
-    return None
+    seen = (run.last_artifacts() for run in runs if not run.diverged)
+    return next((last for last in seen if "writes" in last), None)

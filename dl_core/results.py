@@ -84,8 +84,15 @@ class Run:
 
     def artifacts(self) -> dict[int, Mapping[str, np.ndarray]]:
         """Returns the observed arrays by step (read when they are asked for)."""
-        paths = sorted((self.folder / "artifacts").glob("*.npz"))
-        return {int(p.stem.rsplit("-", 1)[1]): _load(p) for p in paths}
+        return {int(p.stem.rsplit("-", 1)[1]): _load(p) for p in self._artifacts()}
+
+    def last_artifacts(self) -> Mapping[str, np.ndarray]:
+        """Returns the arrays that were observed last; none where none were."""
+        paths = self._artifacts()
+        return _load(paths[-1]) if paths else {}
+
+    def _artifacts(self) -> list[pathlib.Path]:
+        return sorted((self.folder / "artifacts").glob("*.npz"))
 
 
 @functools.lru_cache(maxsize=512)

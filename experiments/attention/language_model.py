@@ -304,8 +304,8 @@ def written(runs: Runs) -> Figure:
     columns = []
     largest = runs.where(**{_FEATURES: runs.values(_FEATURES)[-1]})
     for name, group in largest.by(_NAME).items():
-        last = list(group[0].artifacts().values())[-1:]
-        passages = [text.decode(row).strip() for row in last[0]["text"]] if last else []
+        last = group[0].last_artifacts()
+        passages = [text.decode(row).strip() for row in last.get("text", ())]
         columns.append((NAMES[name], COLORS[name], "\n\n".join(passages)))
     fig = texts(columns)
     fig.suptitle(

@@ -346,7 +346,7 @@ def matrices(runs: Runs) -> Figure:
 
 def _last(run: Run) -> Any:
     """Returns what was observed at the end, or None if the run diverged."""
-    return None if run.diverged else list(run.artifacts().values())[-1]
+    return None if run.diverged else run.last_artifacts()
 
 
 FIGURES = {"errors": errors, "predictions": predictions, "matrices": matrices}

@@ -375,7 +375,7 @@ def alignments(runs: Runs) -> Figure:
     """Where the words of a few translations attended to, of the first seed."""
     chosen = replace(Config(), runs[0].config).data
     lines = [
-        (_NAMES[name], _COLORS[name], list(group[0].artifacts().values())[-1:])
+        (_NAMES[name], _COLORS[name], group[0].last_artifacts())
         for name, group in _groups(runs).items()
         if name != "none"
     ]

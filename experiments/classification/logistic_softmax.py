@@ -307,8 +307,7 @@ def identity(runs: Runs) -> Figure:
     for ax, group, title in zip(axes, (softmax, twice), titles, strict=False):
         ax.set(title=title, xticks=[], yticks=[])
         if not group[0].diverged:
-            *_, last = group[0].artifacts().values()
-            image = last["weights"].reshape(28, 28)
+            image = group[0].last_artifacts()["weights"].reshape(28, 28)
             shown = ax.imshow(image, cmap="RdBu", vmin=-1, vmax=1)
             fig.colorbar(shown, ax=ax, label="weight")
     for group, color, words in ((twice, "C3", "twice the"), (same, "C1", "the same")):

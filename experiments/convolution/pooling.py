@@ -328,9 +328,7 @@ def examples(runs: Runs) -> Figure:
     digit = 4
     firsts = {kind: group[0] for kind, group in runs.by("model.pooling").items()}
     seen = {
-        kind: list(run.artifacts().values())[-1]
-        for kind, run in firsts.items()
-        if not run.diverged
+        kind: run.last_artifacts() for kind, run in firsts.items() if not run.diverged
     }
     columns = len(SIZES["shift"])
     fig, axes = plt.subplots(

@@ -323,7 +323,7 @@ def fields(runs: Runs) -> Figure:
         side = run.config["data.side"]
         output = (-(-side // whole.stride) - 1) // 2
         start = output * whole.stride - whole.padding - 0.5
-        seen = list(run.artifacts().values())[-1]
+        seen = run.last_artifacts()
         for ax, (name, style) in zip(column, _STYLES.items(), strict=False):
             field = seen[name][-1]
             ax.imshow(field, cmap="magma", vmin=0)

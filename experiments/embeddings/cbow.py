@@ -343,7 +343,7 @@ def _finished(runs: Runs) -> dict[str, Run]:
 
 def _vectors(run: Run) -> tuple[tuple[str, ...], word_vectors.Vectors]:
     """Returns the words that a run ends with, and their vectors, of length 1."""
-    last = list(run.artifacts().values())[-1]["vectors"]
+    last = run.last_artifacts()["vectors"]
     words = read_novels(replace(Config(), run.config).data).vocabulary
     return words, word_vectors.unit(last)
 

@@ -321,7 +321,7 @@ def grid(runs: Runs) -> Figure:
         if run.diverged:
             ax.text(0.5, 0.5, "diverged", ha="center", transform=ax.transAxes)
             continue
-        images = list(run.artifacts().values())[-1]["images"]
+        images = run.last_artifacts()["images"]
         size = images.shape[2]
         whole = np.concatenate(np.concatenate(images, axis=1), axis=1)
         ax.imshow((whole + 1) / 2, cmap="gray", vmin=0, vmax=1)

@@ -415,7 +415,7 @@ def samples(runs: Runs) -> Figure:
             ax.set_title(_LOOKS[method][0], fontsize=10)
             ax.text(0.5, 0.5, "diverged", transform=ax.transAxes, ha="center")
             continue
-        images = list(run.artifacts().values())[-1]["samples"]
+        images = run.last_artifacts()["samples"]
         ax.imshow(mosaic(images / np.float32(127.5) - 1, _SHOWN[1]))
         name, found = _LOOKS[method][0], run.final(MAIN_METRIC)
         ax.set_title(f"{name}: {found:.0f} modes", fontsize=10)

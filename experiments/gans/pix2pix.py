@@ -348,7 +348,7 @@ def _images(runs: Runs, field: str) -> Figure:
     columns = {"input": None, "target": None}
     for setting, group in runs.by(field).items():
         title, run = _NAMES[setting], group[0]
-        seen = None if run.diverged else list(run.artifacts().values())[-1]
+        seen = None if run.diverged else run.last_artifacts()
         columns[title] = None if seen is None else seen["output"]
         if seen is not None:
             columns |= {"input": seen["input"], "target": seen["target"]}

@@ -310,7 +310,7 @@ def samples(runs: Runs) -> Figure:
             if run.diverged:
                 ax.text(0, 0, "diverged", ha="center")
                 continue
-            seen = list(run.artifacts().values())[-1]
+            seen = run.last_artifacts()
             axis = np.linspace(-_EXTENT, _EXTENT, 49)
             ax.contourf(axis, axis, seen["surface"], levels=20, cmap="Greys", alpha=0.7)
             ax.plot(*seen["real"][:512].T, ".", ms=2, color="C0")

@@ -269,8 +269,8 @@ def _written(runs: Runs) -> Figure:
     text = replace(Config(), setting).data.text
     columns = []
     for name, group in runs.by(_NAME).items():
-        last = list(group[0].artifacts().values())[-1:]
-        written = text.decode(last[0]["text"]) if last else ""
+        last = group[0].last_artifacts()
+        written = text.decode(last["text"]) if last else ""
         columns.append((NAMES[name], COLORS[name], written))
     fig = texts(columns)
     fig.suptitle(

@@ -239,7 +239,7 @@ def curves(runs: Runs) -> Figure:
 def piece(runs: Runs) -> Figure:
     """A test piece, and how likely each network of the first seed held each key."""
     firsts = [group[0] for group in runs.by(_NAME).values() if not group[0].diverged]
-    seen = {run.config[_NAME]: list(run.artifacts().values())[-1] for run in firsts}
+    seen = {run.config[_NAME]: run.last_artifacts() for run in firsts}
     played = next(iter(seen.values()))["played"]
     shown = {"what is played": played}
     shown |= {f"{NAMES[n]} expected": arrays["expected"] for n, arrays in seen.items()}

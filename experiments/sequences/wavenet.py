@@ -362,7 +362,7 @@ def waveforms(runs: Runs) -> Figure:
     """Generated sound beside the signal, and the autocorrelation of both."""
     rows, delays = [], runs[0].config["signal.delays"]
     for group in runs.by(_LEVELS).values():
-        seen = [run.artifacts()[max(run.artifacts())] for run in group]
+        seen = [run.last_artifacts() for run in group]
         good = [x for x, run in zip(seen, group, strict=True) if not run.diverged]
         if good:
             title = f"generated, R = {field_of(group)}"

@@ -52,6 +52,7 @@ def test_a_run_is_read(runs):
     artifacts = run.artifacts()
     assert list(artifacts) == [2, 10]
     assert artifacts[10]["x"].tolist() == [10, 10, 10]
+    assert run.last_artifacts()["x"].tolist() == [10, 10, 10]
 
 
 def test_a_run_has_its_share_of_the_time():
