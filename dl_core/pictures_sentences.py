@@ -29,7 +29,7 @@ def chosen(split: Split, count: int) -> list[int]:
 
 
 def bleu_by_length(
-    lines: Sequence[tuple[str, str, Float[np.ndarray, "seeds ranges"]]],
+    lines: Sequence[tuple[str, str, Float[np.ndarray, "_ ranges"]]],
     sentences: Float[np.ndarray, " ranges"],
     dashed: str,
 ) -> Figure:

@@ -20,7 +20,8 @@ from dl_core.train.run_directory import read_rows
 from launch import registry
 
 NAMES = registry.names()
-# A sweep of more programs than this is trained at all its points by --slow alone.
+# A sweep of more programs than this is trained at all its points by --slow alone, and
+# so is every other sweep of an experiment but the cheapest.
 FEW_PROGRAMS = 3
 
 
@@ -258,13 +259,18 @@ def test_figures_and_summary_survive_a_setting_that_always_diverges(
 
 
 def swept():
-    """Yields (experiment, sweep); those of many programs are slow."""
+    """Yields (experiment, sweep); all but an experiment's cheapest sweep are slow."""
     for name in NAMES:
         experiment = registry.load(name)
-        for sweep in experiment.sweeps:
-            programs = {group_key(c) for c in configs_of(experiment, sweep)}
-            many = len(programs) > FEW_PROGRAMS
-            marks = [pytest.mark.slow] if many else []
+        costs = {
+            sweep: (len({group_key(config) for config in configs}), len(configs))
+            for sweep in experiment.sweeps
+            for configs in [configs_of(experiment, sweep)]
+        }
+        cheapest = min(costs, key=costs.get)
+        for sweep, (programs, _) in costs.items():
+            quick = sweep == cheapest and programs <= FEW_PROGRAMS
+            marks = [] if quick else [pytest.mark.slow]
             yield pytest.param(name, sweep, marks=marks, id=f"{name}-{sweep}")
 
 
