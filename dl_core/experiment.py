@@ -7,13 +7,15 @@
     train_step          (config, state, batch, key) -> (state, metrics)
     eval_step           (config, state, batch) -> {name: Mean, Percentiles, …}
     data                (config, data_dir) -> Data
-    observe (optional)  (config, state, key) -> {name: array}, kept at each evaluation
+    observe (optional)  (config, state, key) -> {name: array}, kept at each evaluation;
+                        with the examples that `data` shows as a fourth argument, if any
     score (optional)    (config, observed) -> {name: number}, on the host
     MAIN_METRIC         the metric shown in progress bars and tables
     SWEEPS              {name: points} (dl_core.sweep)
     FIGURES             {name: function decorated with dl_core.results.figure}
     summary             (runs) -> one sentence, the measured result
     assets (optional)   (config) -> {file name: bytes}, kept with the run: vocabularies
+    detect (optional)   (config, state, batch) -> Detections, of a detector of objects
     TABLE (optional)    rows of a paper's table (dl_core.published), for launch.table
 
 `init`, `train_step`, `eval_step` and `observe` are pure and traced; `state` is a pytree

@@ -56,6 +56,8 @@ class Data:
 
     train: Batches
     evaluation: Mapping[str, Batches]
+    shown: Mapping[str, Shaped[np.ndarray, "shown ..."]] | None = None
+    """Examples that `observe` is given, where it needs any."""
 
 
 def order(

@@ -250,8 +250,9 @@ class _Training:
                 for inputs in batches.eval_inputs()
             ]
             merged[name] = jax.device_get(parts)
+        shown = [] if data.shown is None else [data.shown]
         observed = compiled.observe and jax.device_get(
-            compiled.observe(self.config, state)
+            compiled.observe(self.config, state, *shown)
         )
         for number, run, (parts, seen) in self._each((merged, observed)):
             row = _compute(parts)

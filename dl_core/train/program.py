@@ -105,16 +105,19 @@ class Program:
 
     @functools.cached_property
     def observe(self):
-        """Compiled `(config, state) -> {name: array}`, or None."""
+        """Compiled `(config, state, *shown) -> {name: array}`, or None.
+
+        `shown` is what the stage's data shows, or left out.
+        """
         if self.stage.observe is None:
             return None
 
-        def one(config, state):
-            key = jax.random.fold_in(self._run_key(config), 2)
-            key = jax.random.fold_in(key, state.step)
-            return self.stage.observe(config, state, key)
+        def observe(config, state, *shown):
+            def one(config, state):
+                key = jax.random.fold_in(self._run_key(config), 2)
+                key = jax.random.fold_in(key, state.step)
+                return self.stage.observe(config, state, key, *shown)
 
-        def observe(config, state):
             return self._replicate(self._over_points(one)(config, state))
 
         return jax.jit(observe)

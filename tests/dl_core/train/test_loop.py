@@ -616,3 +616,26 @@ def test_keys_and_functions_are_not_in_a_state(finished):
     state = tiny.final_state(TINY, finished["one stage"], tiny.Config())
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(state))
     assert int(state[".step"]) == 12
+
+
+def observe_shown(config, state, key, shown):
+    return {"sums": shown["rows"].sum(1), "weights": state.params["weights"]}
+
+
+def data_with_shown(config, data_dir):
+    rows = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    return dataclasses.replace(tiny.data(config, data_dir), shown={"rows": rows})
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_what_is_observed_sees_the_examples_that_are_shown(tmp_path, points):
+    stage = dataclasses.replace(
+        TINY.stages[0], data=data_with_shown, observe=observe_shown, score=None
+    )
+    experiment = dataclasses.replace(TINY, stages=(stage,))
+    runs = {tmp_path / str(s): tiny.Config(seed=s, steps=4) for s in range(points)}
+    train(experiment, runs)
+    for path in runs:
+        with np.load(path / "artifacts/train-00000004.npz") as seen:
+            np.testing.assert_array_equal(seen["sums"], [3, 12])
+            assert seen["weights"].shape == (6, 6)

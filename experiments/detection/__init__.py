@@ -1,0 +1,1 @@
+"""Finding objects: from classified proposals to detectors of one look."""
