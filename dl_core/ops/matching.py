@@ -71,24 +71,22 @@ def bipartite(
     """
     iou = _of_real(iou, valid)
     anchors, truths = iou.shape
-    best = jnp.max(iou, axis=1, initial=0)
-    matched = jnp.where(best >= threshold, jnp.argmax(iou, axis=1), BACKGROUND)
+    # Not argmax, which XLA's CPU backend computes a number at a time.
+    best = jnp.max(iou, axis=1, keepdims=True, initial=0)
+    truth = jnp.min(jnp.where(iou == best, jnp.arange(truths), truths), axis=1)
+    matched = jnp.where(best[:, 0] >= threshold, truth, BACKGROUND)
+    # Others take fewer anchors than there are objects: each object gets one of these.
+    left, nearest = jax.lax.top_k(iou.T, min(anchors, truths))
 
-    # A pair in which each is the other's best of those left will be taken, whatever
-    # comes before. Taking all such pairs at once, few rounds do.
     def take(state):
-        own, left, _ = state
-        favourite = jnp.argmax(left, axis=0)
-        suitor = jnp.argmax(left, axis=1)
-        highest = jnp.max(left, axis=0)
-        agreed = (suitor[favourite] == jnp.arange(truths)) & (highest > 0)
-        own = jnp.where(agreed, favourite, own)
-        taken = jnp.zeros(anchors, bool).at[favourite].max(agreed)
-        left = jnp.where(taken[:, None] | agreed, -1.0, left)
-        return own, left, jnp.any(left > 0)
+        own, left = state
+        row, place = jnp.divmod(jnp.argmax(left), left.shape[1])
+        anchor, mine = nearest[row, place], jnp.arange(truths) == row
+        left = jnp.where(mine[:, None] | (nearest == anchor), -1.0, left)
+        return jnp.where(mine, anchor, own), left
 
     own = jnp.full(truths, anchors)
-    own, _, _ = jax.lax.while_loop(lambda s: s[2], take, (own, iou, jnp.any(iou > 0)))
+    own, _ = jax.lax.while_loop(lambda s: jnp.any(s[1] > 0), take, (own, left))
     # Objects without an anchor point outside, and are dropped.
     matched = matched.at[own].set(jnp.arange(truths), mode="drop")
     return matched.astype(jnp.int32)
@@ -161,8 +159,20 @@ def _of_real(iou, valid):
 
 
 def _largest(scores, eligible, count):
-    """Returns the mask of so many of the eligible with the largest scores."""
-    scores = jnp.where(eligible, jax.lax.stop_gradient(scores), -jnp.inf)
-    order = jnp.argsort(scores, descending=True)
-    top = jnp.arange(len(scores)) < count
-    return jnp.zeros(scores.shape, bool).at[order].set(top) & eligible
+    """Returns the mask of so many of the eligible with the largest scores.
+
+    The least score among them is found bit by bit, as its rank among the float's bits:
+    in 32 rounds of counting, many times faster on CPUs than to sort.
+    """
+    scores = jax.lax.stop_gradient(scores).astype(jnp.float32) + 0.0  # No -0.
+    bits, sign = jax.lax.bitcast_convert_type(scores, jnp.uint32), jnp.uint32(1 << 31)
+    rank = jnp.where(eligible, jnp.where(bits < sign, bits | sign, ~bits), 0)
+
+    def narrow(place, least):
+        larger = least | (sign >> place.astype(jnp.uint32))
+        return jnp.where(jnp.sum(rank >= larger) >= count, larger, least)
+
+    least = jax.lax.fori_loop(0, 32, narrow, jnp.uint32(0))
+    above, equal = rank > least, (rank == least) & eligible
+    # Of equal ones the first.
+    return above | (equal & (jnp.cumsum(equal) <= count - above.sum()))
