@@ -16,8 +16,9 @@ same frozen features; their losses share no parameters.
 Look for: the error of ILSVRC's localisation task, the share of images whose class is
 wrong or whose box has an IoU below 0.5 with the true one, against the number of
 training images, for both heads. The box of a class learns from a tenth of the images
-alone, so the fewer there are, the further it falls behind. The dashed line is the share
-of wrong classes, below which no head comes.
+alone: with 2,000 it is wrong in a half of the test images, where one box for all is in
+a third; with 500 neither is good, and with 8,000 they are close. The dashed line is the
+share of wrong classes, below which no head comes.
 
 The images are digits of MNIST in clutter instead of ImageNet. The paper has one window
 slide over the image at several scales and merges the boxes; here the network sees the

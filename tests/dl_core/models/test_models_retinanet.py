@@ -61,7 +61,9 @@ def test_right_answers_give_the_objects_and_nothing_else():
     real = found.labels[0] >= 0
     assert real.sum() == 3
     order = np.argsort(found.labels[0][:3])
-    np.testing.assert_allclose(found.boxes[0][:3][order], BOXES[jnp.array([1, 0, 2])], atol=1e-3)
+    np.testing.assert_allclose(
+        found.boxes[0][:3][order], BOXES[jnp.array([1, 0, 2])], atol=1e-3
+    )
     np.testing.assert_array_equal(np.sort(found.labels[0][:3]), [0, 1, 2])
 
 
