@@ -305,6 +305,33 @@ def convergence(runs: Runs) -> Figure:
 
 
 @figure(sweep="losses")
+def gammas(runs: Runs) -> Figure:
+    """The loss of an answer over its probability, for each γ, and AP for each."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    p = np.linspace(0.005, 1, 400)
+    logits = jnp.log(p) - jnp.log1p(-p + 1e-9)
+    names = ("α-balanced", *(name for name in SETTINGS if "focal" in name))
+    for x, name in enumerate(names):
+        point, color = SETTINGS[name], _colors()[name]
+        alpha, gamma = point["loss.alpha"], point["loss.gamma"]
+        loss = sigmoid_focal(logits, jnp.ones_like(logits), None, gamma)
+        left.plot(p, loss, color=color, label=f"γ = {gamma:g} (α = {alpha:g})")
+        seed_points(
+            right, x, 100 * by_setting(runs)[name].final(MAIN_METRIC), color, ""
+        )
+    left.axvspan(0.5, 1, color="grey", alpha=0.12, lw=0)
+    left.text(0.75, 3.4, "easy", color="grey", ha="center")
+    left.set(xlabel="probability p of the right answer", ylabel="(1 - p)$^γ$ (-log p)")
+    left.set(xlim=(0, 1), ylim=(0, 5), title="loss of an answer")
+    left.legend()
+    labels = [f"{SETTINGS[name]['loss.gamma']:g}" for name in names]
+    right.set(xticks=range(len(names)), xticklabels=labels, xlabel="γ")
+    right.set(ylabel="test AP at IoU 0.5, %", title="a point a seed, a bar their mean")
+    right.grid(axis="y", alpha=0.3)
+    return fig
+
+
+@figure(sweep="losses")
 def easy_and_hard(runs: Runs) -> Figure:
     """Part of the loss that the easiest objects and backgrounds have, for each γ.
 
@@ -334,6 +361,7 @@ def easy_and_hard(runs: Runs) -> Figure:
 FIGURES = {
     "average_precision": average_precision,
     "convergence": convergence,
+    "gammas": gammas,
     "easy_and_hard": easy_and_hard,
 }
 

@@ -1,0 +1,60 @@
+"""Fast R-CNN's step reaches every weight, and learns eight images by heart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from dl_core.config import replace
+from dl_core.train import loop
+from dl_core.train.run_directory import read_rows
+from experiments.detection import fast_rcnn as experiment
+from launch import registry
+
+CONFIG = replace(experiment.Config(), experiment.PRESETS["smoke"])
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Two images with two objects each, and a row of padding."""
+    boxes = jnp.array([[2.0, 3, 9, 9], [20, 8, 44, 30], [0, 0, 0, 0]])
+    labels = jnp.array([2, 1, -1], jnp.int32)
+    one = {
+        "image": jax.random.normal(jax.random.key(0), (48, 64, 3)),
+        "boxes": boxes,
+        "labels": labels,
+        "proposals": boxes + 2,
+        "proposal_mask": labels >= 0,
+    }
+    return jax.tree.map(lambda x: jnp.stack([x, x]), one)
+
+
+def test_a_step_moves_every_weight_and_its_losses_sum_up(batch):
+    state = jax.jit(experiment.init)(CONFIG, jax.random.key(1))
+    step = jax.jit(experiment.train_step)
+    new, losses = step(CONFIG, state, batch, jax.random.key(2))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, new.params)
+    still = [
+        jax.tree_util.keystr(p) for p, m in jax.tree.leaves_with_path(moved) if not m
+    ]
+    assert not still
+    parts = sum(value for name, value in losses.items() if name != "loss")
+    np.testing.assert_allclose(losses["loss"], parts, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_images_are_learned_by_heart(tmp_path, data_dir):
+    changes = {
+        "data.examples": 8,
+        "data.evaluated": 2,
+        "data.augment": "none",
+        "steps": 300,
+        "eval_every": 300,
+    }
+    config = replace(experiment.Config(), changes)
+    run = {tmp_path / "run": config}
+    known = registry.load("detection.fast_rcnn")
+    (outcome,) = tiny.train(known, run, data_dir=data_dir)
+    assert outcome.status == loop.DONE
+    assert read_rows(tmp_path / "run/metrics.jsonl")[-1]["train/ap50"] >= 0.99
