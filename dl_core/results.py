@@ -78,8 +78,11 @@ class Run:
         steps = np.array([row["step"] for row in rows])
         return steps, np.array([row[metric] for row in rows], float)
 
-    def final(self, metric: str) -> float:
-        """Returns the last value of a metric; NaN for a run that diverged."""
+    def final(self, metric: str) -> float | list:
+        """Returns the last value of a metric, a list where it is an array of numbers.
+
+        It is NaN for a run that diverged.
+        """
         return np.nan if self.diverged else self.result["metrics"][metric]
 
     def artifacts(self) -> dict[int, Mapping[str, np.ndarray]]:
