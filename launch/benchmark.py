@@ -10,6 +10,7 @@ sequence   steps of TCN, LSTM and GRU against torch, generation with and without
 attention  steps of Transformers against torch, beam search against greedy
 memory     a step of the Neural Turing Machine against one as published, in torch
 embeddings CBOW, words a second, against gensim
+detection  suppression, RoI align, evaluation, and a step of SSD, against libraries
 """
 
 import contextlib
@@ -37,7 +38,8 @@ flags.DEFINE_string("data_dir", None, "Folder of the data sets (default: as for 
 
 def main(args: list[str]) -> None:
     """Runs the benchmark that the argument names."""
-    functions = (loop, vmap, conv, gan, sequence, attention, memory, embeddings)
+    others = (sequence, attention, memory, embeddings, detection)
+    functions = (loop, vmap, conv, gan, *others)
     benchmarks = {function.__name__: function for function in functions}
     if len(args) != 1 or args[0] not in benchmarks:
         given = " ".join(args)
@@ -165,6 +167,13 @@ def embeddings() -> None:
     from launch import benchmark_embeddings
 
     benchmark_embeddings.run(FLAGS.repeats)
+
+
+def detection() -> None:
+    """Prints ratios to the libraries that are known for parts of detectors."""
+    from launch import benchmark_detection
+
+    benchmark_detection.run(FLAGS.repeats)
 
 
 def _train(experiment, configs, *, together: bool) -> float:

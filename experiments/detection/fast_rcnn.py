@@ -16,11 +16,10 @@ three trainings for that, and one pass of the network for each proposal.
 
 Look for: in `recall`, what share of the objects a number of proposals covers (drawn at
 random, as selective search does not say which are good): about what the detector can
-find, which moves boxes but makes none. In `pooling`, what the
-rounding to whole places of the features costs where these are 4 pixels apart and a
-platelet is 10 wide: RoI pooling rounds; RoI align interpolates (He et al., "Mask
-R-CNN", ICCV 2017), in its first version off by half a place, here 2 pixels of the
-image.
+find, which moves boxes but makes none. In `pooling`, what the rounding to whole places
+of the features costs where these are 4 pixels apart and a platelet is 10 wide: RoI
+pooling rounds; RoI align interpolates (He et al., "Mask R-CNN", ICCV 2017), in its
+first version off by half a place, here 2 pixels of the image.
 
 What differs from the paper: features of stride 4 instead of 16, from scratch, with a
 feature pyramid below them, for cells of 10 to 50 pixels; Adam; batches of 8 images

@@ -2,9 +2,9 @@ r"""Faster R-CNN: a small network proposes regions from the detector's own featu
 
 Ren, He, Girshick & Sun, "Faster R-CNN: towards real-time object detection with region
 proposal networks", NIPS 2015 (arXiv:1506.01497). On the features of the whole image
-stand anchors of several sizes and shapes; the region proposal network (RPN) says
-which of them hold an object, of whatever class, and moves them onto it. The best of
-these boxes, after suppression, are the regions of Fast R-CNN's head. Both are trained
+stand anchors of several sizes and shapes; the region proposal network (RPN) says which
+of them hold an object, of whatever class, and moves them onto it. The best of these
+boxes, after suppression, are the regions of Fast R-CNN's head. Both are trained
 together, on one trunk, by the sum of four losses; no gradient goes through a box.
 
     python -m launch.sweep --experiment=detection.faster_rcnn --sweep=seeds \
@@ -258,10 +258,10 @@ def proposals(runs: Runs) -> Figure:
         shares = np.array(recalls)[:, : len(numbers)]
         text = "region proposal network"
         mean_and_range(ax, numbers, shares, "o-", ms=4, color="C0", label=text)
-    searched = selective_search_recall(_settings(runs), numbers)
-    ax.plot(numbers, searched, "--", color="grey", label="selective search")
+    searched = selective_search_recall(_settings(runs), NUMBERS)
+    ax.plot(NUMBERS, searched, "--", color="grey", label="selective search")
     ax.set(ylabel="share of objects at IoU 0.5", ylim=(0, 1.02))
-    ax.set(xscale="log", xticks=numbers, xticklabels=numbers)
+    ax.set(xscale="log", xticks=NUMBERS, xticklabels=NUMBERS)
     ax.set_xlabel("proposals of an image")
     ax.set_title("recall of proposals (mean and range over seeds)", fontsize=10)
     ax.minorticks_off()
