@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dl_core.config import RunConfig, config, nested, static
+from dl_core.config import RunConfig, config, nested, replace, static
 from dl_core.data.detection import DetectionData, classes
 from dl_core.metrics.detection import Detected
 from dl_core.models.detection.trunk import Trunk
 from dl_core.ops.boxes import Detections
+from dl_core.results import Runs
 from dl_core.train.optimizers import Warmed
 from dl_core.train.state import TrainState
 
@@ -64,6 +65,13 @@ class DetectorConfig(RunConfig):
 def names_of(config: DetectorConfig) -> tuple[str, ...]:
     """Returns the names of the classes, in the order of their labels."""
     return classes(config.data)
+
+
+def names_in(runs: Runs) -> tuple[str, ...]:
+    """Returns the names of the classes of the data that some runs have read."""
+    fields = runs[0].config.items()
+    changes = {k.removeprefix("data."): v for k, v in fields if k.startswith("data.")}
+    return classes(replace(DetectionData(), changes))
 
 
 def create(

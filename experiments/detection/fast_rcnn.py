@@ -37,7 +37,7 @@ import matplotlib.pyplot as plt
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from dl_core.config import config, nested, replace
+from dl_core.config import config, nested
 from dl_core.data.batches import Data
 from dl_core.data.detection import detection_data
 from dl_core.models.detection import fast_rcnn
@@ -196,20 +196,16 @@ SWEEPS = {
 _POOLINGS = {"pool": "RoI pool", "align": "RoI align", "align_shifted": "shifted"}
 
 
-def _names(runs: Runs) -> tuple[str, ...]:
-    return detection.names_of(replace(Config(), runs[0].config))
-
-
 @figure(sweep="seeds")
 def pictures(runs: Runs) -> Figure:
     """What the first seed's detector finds in a few test images, beside the truth."""
-    return detections_beside_truth(runs[0].last_artifacts(), _names(runs))
+    return detections_beside_truth(runs[0].last_artifacts(), detection.names_in(runs))
 
 
 @figure(sweep="seeds")
 def precision(runs: Runs) -> Figure:
     """Precision over recall at an IoU of 0.5, class by class."""
-    return precision_recall(runs, _names(runs))
+    return precision_recall(runs, detection.names_in(runs))
 
 
 @figure(sweep="seeds")

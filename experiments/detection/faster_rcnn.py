@@ -208,10 +208,6 @@ MAIN_METRIC = detection.MAIN_METRIC
 SWEEPS = {"seeds": product(seed=range(5))}
 
 
-def _names(runs: Runs) -> tuple[str, ...]:
-    return detection.names_of(_settings(runs))
-
-
 def _settings(runs: Runs) -> Config:
     return replace(Config(), runs[0].config)
 
@@ -239,13 +235,13 @@ def _recalls(runs: Runs) -> list[Float[np.ndarray, " numbers"]]:
 @figure(sweep="seeds")
 def pictures(runs: Runs) -> Figure:
     """What the first seed's detector finds in a few test images, beside the truth."""
-    return detections_beside_truth(runs[0].last_artifacts(), _names(runs))
+    return detections_beside_truth(runs[0].last_artifacts(), detection.names_in(runs))
 
 
 @figure(sweep="seeds")
 def precision(runs: Runs) -> Figure:
     """Precision over recall at an IoU of 0.5, class by class."""
-    return precision_recall(runs, _names(runs))
+    return precision_recall(runs, detection.names_in(runs))
 
 
 @figure(sweep="seeds")

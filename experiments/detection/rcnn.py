@@ -42,7 +42,7 @@ from jaxtyping import Array, Int, PyTree
 from matplotlib.figure import Figure
 
 from dl_core import pictures_detection
-from dl_core.config import config, nested, replace, static
+from dl_core.config import config, nested, static
 from dl_core.data.batches import Data
 from dl_core.data.detection import detection_data
 from dl_core.experiment import Stage
@@ -343,14 +343,14 @@ def pictures(runs: Runs) -> Figure:
     """Test images: what is in them, and what was found, right and wrong."""
     run = next((run for run in runs if not run.diverged), runs[0])
     return pictures_detection.detections_beside_truth(
-        run.last_artifacts(), _names(runs)
+        run.last_artifacts(), detection.names_in(runs)
     )
 
 
 @figure(sweep="seeds")
 def precision_recall(runs: Runs) -> Figure:
     """Precision over recall of each class: mean and range over seeds."""
-    return pictures_detection.precision_recall(runs, _names(runs))
+    return pictures_detection.precision_recall(runs, detection.names_in(runs))
 
 
 @figure(sweep="seeds")
@@ -378,10 +378,6 @@ FIGURES = {
     "precision_recall": precision_recall,
     "stages": stages,
 }
-
-
-def _names(runs: Runs) -> tuple[str, ...]:
-    return detection.names_of(replace(Config(), runs[0].config))
 
 
 def summary(runs: Runs) -> str:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from dl_core.config import config, nested, replace, traced
+from dl_core.config import config, nested, traced
 from dl_core.data.batches import Data
 from dl_core.data.detection import detection_data
 from dl_core.models.detection import retinanet
@@ -153,17 +153,13 @@ SWEEPS = {"seeds": product(seed=range(5))}
 def pictures(runs: Runs) -> Figure:
     """Detections of one run beside the truth."""
     run = next((run for run in runs if not run.diverged), runs[0])
-    return detections_beside_truth(run.last_artifacts(), _names(runs))
+    return detections_beside_truth(run.last_artifacts(), detection.names_in(runs))
 
 
 @figure(sweep="seeds")
 def curves(runs: Runs) -> Figure:
     """Precision over recall for each class."""
-    return precision_recall(runs, _names(runs))
-
-
-def _names(runs: Runs) -> tuple[str, ...]:
-    return detection.names_of(replace(Config(), runs[0].config))
+    return precision_recall(runs, detection.names_in(runs))
 
 
 FIGURES = {"pictures": pictures, "precision_recall": curves}

@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from dl_core import pictures_detection as drawn
 from dl_core.config import config, nested, traced
 from dl_core.data.batches import Data
-from dl_core.data.detection import DetectionData, classes, detection_data
+from dl_core.data.detection import detection_data
 from dl_core.models.detection.ssd import SSD, Boxes
 from dl_core.ops import box_coders
 from dl_core.ops.boxes import Detections, clip, pairwise_iou
@@ -197,13 +197,15 @@ _WORDS = {"none": "as they are", "flip": "mirrored", "ssd": "the paper's"}
 @figure(sweep="seeds")
 def pictures(runs: Runs) -> Figure:
     """What is found in six photographs of the test set, beside what is in them."""
-    return drawn.detections_beside_truth(runs[0].last_artifacts(), _names(runs))
+    return drawn.detections_beside_truth(
+        runs[0].last_artifacts(), shared.names_in(runs)
+    )
 
 
 @figure(sweep="seeds")
 def precision_recall(runs: Runs) -> Figure:
     """Precision over recall at an IoU of 0.5, class by class."""
-    return drawn.precision_recall(runs, _names(runs))
+    return drawn.precision_recall(runs, shared.names_in(runs))
 
 
 @figure(sweep="seeds")
@@ -216,7 +218,7 @@ def errors(runs: Runs) -> Figure:
 def augmentation(runs: Runs) -> Figure:
     """Average precision of each class, and of all, by how images are varied."""
     metrics = {"mean": MAIN_METRIC}
-    metrics |= {name: f"{MAIN_METRIC}_{name}" for name in _names(runs)}
+    metrics |= {name: f"{MAIN_METRIC}_{name}" for name in shared.names_in(runs)}
     fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     groups = runs.by(_AUGMENT)
     for number, (name, group) in enumerate(groups.items()):
@@ -236,12 +238,6 @@ def _finals(runs: Runs, metric: str) -> Float[np.ndarray, " runs"]:
     """Returns the last values of a metric; NaN where a class has no objects."""
     rows = [{} if run.diverged else run.result["metrics"] for run in runs]
     return np.array([row.get(metric, np.nan) for row in rows], float)
-
-
-def _names(runs: Runs) -> tuple[str, ...]:
-    """Returns the names of the classes of the runs' data."""
-    fields = ("name", "path")
-    return classes(DetectionData(**{f: runs[0].config[f"data.{f}"] for f in fields}))
 
 
 FIGURES = {

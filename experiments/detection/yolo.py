@@ -37,7 +37,7 @@ import numpy as np
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
-from dl_core.config import config, nested, replace
+from dl_core.config import config, nested
 from dl_core.data.batches import Data
 from dl_core.data.detection import DetectionData, detection_data
 from dl_core.models.detection import yolo
@@ -211,19 +211,14 @@ def tricks(runs: Runs) -> Figure:
 def pictures(runs: Runs) -> Figure:
     """Detections in test images beside what is there."""
     return detections_beside_truth(
-        runs[0].last_artifacts(), _names(runs), least_score=0.2
+        runs[0].last_artifacts(), detection.names_in(runs), least_score=0.2
     )
 
 
 @figure(sweep="seeds")
 def precision_and_recall(runs: Runs) -> Figure:
     """Precision over recall of each class."""
-    return precision_recall(runs, _names(runs))
-
-
-def _names(runs: Runs) -> tuple[str, ...]:
-    """Returns the names of the classes of the runs' data."""
-    return detection.names_of(replace(Config(), runs[0].config))
+    return precision_recall(runs, detection.names_in(runs))
 
 
 FIGURES = {

@@ -1,11 +1,10 @@
-"""R-CNN goes on in any of its stages, and learns eight images by heart."""
+"""R-CNN goes on in any of its stages."""
 
 import pytest
 import tiny
 
 from dl_core.config import replace
 from dl_core.train import loop
-from dl_core.train.run_directory import read_rows
 from launch import registry
 
 
@@ -26,23 +25,3 @@ def test_each_stage_is_resumed_to_the_same_bits(experiment, tmp_path, data_dir):
     (outcome,) = tiny.train(experiment, run, data_dir=data_dir)
     assert outcome.status == loop.DONE
     tiny.assert_same_bits(experiment, tmp_path / "run", tmp_path / "whole", config)
-
-
-@pytest.mark.slow
-def test_eight_images_are_learned_by_heart(experiment, tmp_path, data_dir):
-    """Up to what no proposal covers: the recall of the proposals is the bound."""
-    changes = {
-        "data.examples": 8,
-        "data.evaluated": 2,
-        "data.augment": "none",
-        "steps": 200,
-        "svm.steps": 3,
-        "svm.fit_every": 1,
-        "boxes.steps": 1,
-        "proposals.most": 800,
-        "proposals.overlap": 0.9,
-    }
-    config = replace(experiment.config_class(), changes)
-    tiny.train(experiment, {tmp_path / "run": config}, data_dir=data_dir)
-    row = read_rows(tmp_path / "run/metrics.jsonl")[-1]
-    assert row["train/ap50"] >= 0.9 * max(row["train/recall"])

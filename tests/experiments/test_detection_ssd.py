@@ -1,17 +1,12 @@
-"""SSD's matching and mining by hand, and eight images learned by heart."""
+"""SSD's matching and mining by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
-import tiny
 
 from dl_core.config import replace
-from dl_core.train import loop
-from dl_core.train.run_directory import read_rows
 from experiments.detection import ssd as experiment
-from launch import registry
 
 CONFIG = replace(experiment.Config(), experiment.PRESETS["smoke"])
 
@@ -45,19 +40,3 @@ def test_the_loss_counts_three_hard_negatives_for_each_object():
     np.testing.assert_allclose(found["confidence"], confidence / 4, rtol=1e-5)
     np.testing.assert_allclose(found["location"], location / 4, rtol=1e-5)
     np.testing.assert_allclose(found["loss"], (confidence + location) / 4, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_eight_images_are_learned_by_heart(tmp_path, data_dir):
-    changes = {
-        "data.examples": 8,
-        "data.evaluated": 2,
-        "data.augment": "none",
-        "steps": 300,
-        "eval_every": 300,
-    }
-    config = replace(experiment.Config(), changes)
-    run = {tmp_path / "run": config}
-    (outcome,) = tiny.train(registry.load("detection.ssd"), run, data_dir=data_dir)
-    assert outcome.status == loop.DONE
-    assert read_rows(tmp_path / "run/metrics.jsonl")[-1]["train/ap50"] >= 0.99

@@ -1,0 +1,51 @@
+"""Every detector learns eight images by heart."""
+
+import pytest
+import tiny
+
+from dl_core.config import replace
+from dl_core.train import loop
+from dl_core.train.run_directory import read_rows
+from launch import registry
+
+FEW = {"data.examples": 8, "data.evaluated": 2, "data.augment": "none"}
+
+
+def learned(name, changes, folder, data_dir):
+    """Returns what a detector measures on the eight images that it was trained on."""
+    experiment = registry.load(name)
+    config = replace(experiment.config_class(), FEW | changes)
+    (outcome,) = tiny.train(experiment, {folder / "run": config}, data_dir=data_dir)
+    assert outcome.status == loop.DONE
+    return read_rows(folder / "run/metrics.jsonl")[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("fast_rcnn", 300),
+        ("faster_rcnn", 300),
+        ("retinanet", 400),
+        ("ssd", 300),
+        ("yolo", 1_000),
+    ],
+)
+def test_eight_images_are_learned_by_heart(name, steps, tmp_path, data_dir):
+    changes = {"steps": steps, "eval_every": steps}
+    row = learned(f"detection.{name}", changes, tmp_path, data_dir)
+    assert row["train/ap50"] >= 0.99
+
+
+@pytest.mark.slow
+def test_r_cnn_learns_what_its_proposals_cover(tmp_path, data_dir):
+    changes = {
+        "steps": 200,
+        "svm.steps": 3,
+        "svm.fit_every": 1,
+        "boxes.steps": 1,
+        "proposals.most": 800,
+        "proposals.overlap": 0.9,
+    }
+    row = learned("detection.rcnn", changes, tmp_path, data_dir)
+    assert row["train/ap50"] >= 0.9 * max(row["train/recall"])
