@@ -18,10 +18,9 @@ Fast R-CNN ended.
     python -m launch.sweep --experiment=detection.rcnn --sweep=seeds --executor=vmap
     python -m launch.figures --experiment=detection.rcnn
 
-Look for: what each stage adds (`stages`). The machines are level with the softmax here,
-where the paper's do better; box regression adds 5 points, as much as the paper's 4.3 on
-VOC 2007 (54.2 to 58.5). No stage can find what no proposal covers: recall of red cells
-ends at 0.85. `--preset=paper` has 2,000 proposals of a full-size photograph and the
+Look for: what each stage adds (`stages`). The machines are level with the softmax; box
+regression adds 5 points, about the paper's 4.3 on VOC 2007 (54.2 to 58.5). No stage can
+find what no proposal covers: recall of red cells ends at 0.85. `--preset=paper` has 2,000 proposals of a full-size photograph and the
 paper's pixels of context.
 
 What differs from the paper: no pretrained network, but the trunk's first stages of all
