@@ -20,8 +20,8 @@ Fast R-CNN ended.
 
 Look for: what each stage adds (`stages`). The machines are level with the softmax; box
 regression adds 5 points, about the paper's 4.3 on VOC 2007 (54.2 to 58.5). No stage can
-find what no proposal covers: recall of red cells ends at 0.85. `--preset=paper` has 2,000 proposals of a full-size photograph and the
-paper's pixels of context.
+find what no proposal covers: recall of red cells ends at 0.85. `--preset=paper` has
+2,000 proposals of a full-size photograph, each seen by a wider network.
 
 What differs from the paper: no pretrained network, but the trunk's first stages of all
 detectors here, from scratch, on regions of 32 × 32 pixels; Adam; mirrored images in all
