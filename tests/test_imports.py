@@ -87,16 +87,21 @@ def test_flags_are_launchs_alone(part):
 @pytest.mark.parametrize("part", ROOTS)
 def test_nothing_imports_the_tests_or_their_tools(part):
     tools = ("beartype", "hypothesis", "psutil", "pytest", "tests", "torch")
-    tools += ("e2cnn", "kornia", "onnx", "onnxruntime", "skimage", "sklearn")
-    tools += ("gensim", "torchmetrics")
+    tools += ("e2cnn", "kornia", "onnx", "onnxruntime", "skimage", "pycocotools")
+    tools += ("gensim", "mean_average_precision", "torchmetrics")
     # What the benchmarks measure against; they say so where torch is missing.
-    names = ("torch", "torch.nn", "torch.nn.functional")
+    names = ("torch", "torch.Tensor", "torch.nn", "torch.nn.functional")
     norms = "torch.nn.utils.parametrizations"
     names += (f"{norms}.spectral_norm", f"{norms}.weight_norm")
     modules = ["benchmark_conv"]
-    for name in ("attention", "gan", "memory", "sequence"):
+    for name in ("attention", "detection", "gan", "memory", "sequence"):
         modules += [f"benchmark_{name}", f"benchmark_{name}_torch"]
     allowed = {f"launch.{m} imports {name}" for m in modules for name in names}
     for name in ("gensim", "gensim.models.Word2Vec"):
         allowed.add(f"launch.benchmark_embeddings imports {name}")
+    for name in ("onnx", "onnxruntime"):
+        allowed.add(f"launch.benchmark_detection imports {name}")
+    for name in ("", ".coco.COCO", ".cocoeval.COCOeval"):
+        measure = "launch.benchmark_detection_measure imports pycocotools"
+        allowed.add(f"{measure}{name}")
     assert set(offending(part, *tools)) - allowed == set()
