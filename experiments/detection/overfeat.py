@@ -18,9 +18,10 @@ the best place's are averaged, weighted by the probability of the class.
 Look for: the error of ILSVRC's localisation task, the share of images whose class is
 wrong or whose box has an IoU below 0.5 with the true one, against the number of scales,
 at both strides. The digits' sides vary by a factor of 2 and the windows show them at
-sizes of a factor of 1.35, so at one scale many of them do not fit. The paper's errors
-fall with the number of scales, and with the finer stride too. One network does it all:
-nothing but how it is slid differs.
+sizes of a factor of 1.35, so at one scale many of them do not fit. As the paper's, the
+errors fall with the number of scales. The finer stride helps at one scale, and from
+two on does not: more places are also more chances for clutter. One network does it
+all: nothing but how it is slid differs.
 
 The scenes are drawn as those of `detection.localization`, whose network sees each as a
 whole, at once; but the training windows here are cut from fresh ones without end. The
