@@ -131,7 +131,7 @@ def test_regions_are_pooled_as_in_one_list(pooling):
     keys = jax.random.split(jax.random.key(0))
     features = jax.random.normal(keys[0], (2, 6, 8, 3))
     boxes = random_boxes(keys[1], 2, 5)
-    head = RoIHead(pooling=pooling, pooled=4)
+    head = RoIHead(stride=8, pooling=pooling, pooled=4)
     found = jax.jit(fast_rcnn.pool)(head, features, boxes)
     images = jnp.repeat(jnp.arange(2), 5)
     args = features, boxes.reshape(-1, 4), 4, images
