@@ -106,10 +106,7 @@ def measure() -> list[Measured]:
         Measured(
             name.split(".")[1],
             tuple(runs[name].final(_METRIC).tolist()),
-            *(
-                1_000 * statistics.median(part)
-                for part in zip(*times[name], strict=True)
-            ),
+            *(1_000 * np.median(times[name], axis=0)).tolist(),
         )
         for name in runs
     ]
