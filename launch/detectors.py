@@ -40,6 +40,8 @@ flags.DEFINE_bool("publish", False, "Put the figure beside the experiments, too.
 
 SWEEP = "seeds"
 _METRIC = "test/ap50"
+_CLOSE = 1.5
+"""Points of AP below which a label makes way for the one above it."""
 _LOOKS = {
     "rcnn": ("R-CNN", "C3"),
     "fast_rcnn": ("Fast R-CNN", "C1"),
@@ -185,18 +187,20 @@ def draw(found: Sequence[Measured]) -> Any:
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
-    for each in found:
+    above = np.inf
+    shown = [each for each in found if np.isfinite(each.precision).any()]
+    for each in sorted(shown, key=lambda each: -np.nanmean(each.precision)):
         label, color = _LOOKS[each.name]
         values = 100 * np.array(each.precision)
         values = values[np.isfinite(values)]
-        if not len(values):
-            continue
+        down = 10 if above - values.mean() < _CLOSE else 3
+        above = values.mean()
         ax.plot([each.total] * len(values), values, "o", color=color, ms=4, alpha=0.5)
         ax.plot(each.total, values.mean(), "_", color=color, ms=16, mew=2.5)
         ax.annotate(
             label,
             (each.total, values.mean()),
-            (10, -3),
+            (10, -down),
             textcoords="offset points",
             color=color,
         )
@@ -247,7 +251,6 @@ def numbers(found: Sequence[Measured]) -> Mapping[str, Any]:
         "preset": FLAGS.preset or "default",
         "images": FLAGS.images,
         "repeats": FLAGS.repeats,
-        **provenance(),
         "detectors": [dataclasses.asdict(each) for each in found],
     }
 

@@ -13,6 +13,7 @@ def experiment():
     return registry.load("detection.rcnn")
 
 
+@pytest.mark.slow
 def test_each_stage_is_resumed_to_the_same_bits(experiment, tmp_path, data_dir):
     config = replace(
         experiment.preset("smoke"), {"steps": 2, "data.evaluated": 2, "svm.steps": 3}
