@@ -247,6 +247,8 @@ def numbers(found: Sequence[Measured]) -> Mapping[str, Any]:
     from launch.execute import provenance
 
     return {
+        **provenance(),
+        # Without the places: what is published names no machine.
         "command": "python -m launch.detectors",
         "preset": FLAGS.preset or "default",
         "images": FLAGS.images,
