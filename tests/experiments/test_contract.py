@@ -22,7 +22,7 @@ from launch import registry
 NAMES = registry.names()
 # A sweep of more programs than this is trained at all its points by --slow alone, and
 # so is every other sweep of an experiment but the cheapest.
-FEW_PROGRAMS = 3
+FEW_PROGRAMS = 1
 
 
 def module_of(name):
