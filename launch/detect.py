@@ -23,7 +23,7 @@ from absl import flags
 from jaxtyping import UInt8
 
 from dl_core.errors import UserError
-from launch import app, registry
+from launch import app, registry, trained
 
 FLAGS = flags.FLAGS
 _LONGEST = 2**16
@@ -48,6 +48,8 @@ def main(args: list[str]) -> None:
         raise UserError("--run is missing: the folder of a trained run")
     if not FLAGS.image:
         raise UserError("--image is missing: a photograph to find objects in")
+    from dl_core.train.detection import names_of
+
     outs = out_files(FLAGS.out, len(FLAGS.image))
     images = read_images(FLAGS.image)
     module, config, state = restored(pathlib.Path(FLAGS.run))
@@ -100,13 +102,6 @@ def read_images(paths: Sequence[str]) -> list[UInt8[np.ndarray, "height width 3"
     return images
 
 
-def names_of(config: Any) -> tuple[str, ...]:
-    """Returns the names of a run's classes."""
-    from dl_core.data.detection import classes
-
-    return classes(config.data)
-
-
 def restored(folder: pathlib.Path) -> tuple[types.ModuleType, Any, Any]:
     """Returns a run's experiment (its module), config, and newest state.
 
@@ -116,29 +111,18 @@ def restored(folder: pathlib.Path) -> tuple[types.ModuleType, Any, Any]:
     """
     import jax
 
-    from dl_core.config import flatten, replace, to_arrays
-    from dl_core.files import read_json
-    from dl_core.train.checkpoints import Checkpoints
+    from dl_core.config import to_arrays
 
-    file = folder / "config.json"
-    if not file.exists():
-        raise UserError(f"--run={folder}: there is no run in it (no config.json)")
-    saved = read_json(file)
-    parts = saved if isinstance(saved, dict) else {}
-    if not isinstance(parts.get("config"), dict) or "experiment" not in parts:
-        raise UserError(f"{file} is damaged: it holds no config")
-    name = parts["experiment"]
-    experiment = registry.load(name)
-    module = importlib.import_module(f"experiments.{name}")
-    if not hasattr(module, "detect"):
-        raise UserError(f"--run={folder} is of {name}, which does not detect objects")
-    config = replace(experiment.preset("default"), flatten(parts["config"]))
+    def check(name: str) -> None:
+        if not hasattr(_module(name), "detect"):
+            raise UserError(
+                f"--run={folder} is of {name}, which does not detect objects"
+            )
 
-    checkpoints = Checkpoints(folder / "checkpoints")
-    try:
-        if not (steps := checkpoints.steps()):
-            raise UserError(f"--run={folder}: it has not saved a checkpoint yet")
-        if steps[-1] <= sum(experiment.steps(config)[:-1]):
+    experiment, config = trained.read_config(folder, check)
+
+    def shapes_of(step: int) -> Any:
+        if step <= sum(experiment.steps(config)[:-1]):
             raise UserError(
                 f"--run={folder}: it has saved no checkpoint of its last stage, "
                 f"{experiment.stages[-1].name}, yet"
@@ -149,16 +133,17 @@ def restored(folder: pathlib.Path) -> tuple[types.ModuleType, Any, Any]:
                 stage.init, to_arrays(config), jax.random.key(0), *previous
             )
             previous = (shapes,)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
-        )
-        state, _ = checkpoints.restore(steps[-1], abstract)
+        return shapes
+
+    try:
+        _, state = trained.restore(folder, shapes_of)
     except ValueError as error:
         raise UserError(f"--run={folder}: its checkpoint is damaged: {error}") from None
-    finally:
-        checkpoints.close()
-    return module, config, state
+    return _module(experiment.name), config, state
+
+
+def _module(name: str) -> types.ModuleType:
+    return importlib.import_module(f"experiments.{registry.check(name)}")
 
 
 def to_batch(
@@ -203,7 +188,7 @@ class Detector:
 
         self.config, self.state = config, state
         arrays = to_arrays(config)
-        self._detect = jax.jit(lambda state, batch: module.detect(arrays, state, batch))
+        self.detect = jax.jit(lambda state, batch: module.detect(arrays, state, batch))
 
     def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> Any:
         """Returns what is in a photograph, in its pixels, by falling score.
@@ -215,7 +200,7 @@ class Detector:
 
         batch = to_batch(self.config, [image])
         scale = np.tile(batch.pop("scale")[0], 2)
-        boxes, scores, labels = map(np.asarray, self._detect(self.state, batch))
+        boxes, scores, labels = map(np.asarray, self.detect(self.state, batch))
         real = labels[0] >= 0
         height, width = image.shape[:2]
         corners = np.clip(boxes[0, real] * scale, 0, [width, height] * 2)

@@ -31,7 +31,7 @@ from dl_core.files import write_atomically, write_json
 from launch import app, registry
 from launch import flags as shared
 
-FLAGS = flags.FLAGS
+FLAGS = shared.FLAGS
 flags.declare_key_flag("workdir")
 flags.declare_key_flag("preset")
 flags.DEFINE_integer("images", 8, "Test photographs that are timed.", lower_bound=1)
@@ -141,14 +141,9 @@ class _Timed:
     """Detects in a photograph with a trained run; returns the seconds of both parts."""
 
     def __init__(self, folder: pathlib.Path):
-        import jax
+        from launch.detect import Detector, restored
 
-        from dl_core.config import to_arrays
-        from launch.detect import restored
-
-        self.module, self.config, self.state = restored(folder)
-        detect, arrays = self.module.detect, to_arrays(self.config)
-        self.detect = jax.jit(lambda state, batch: detect(arrays, state, batch))
+        self.detector = Detector(*restored(folder))
 
     def __call__(self, image: np.ndarray) -> tuple[float, float]:
         import jax
@@ -156,9 +151,9 @@ class _Timed:
         from launch.detect import to_batch
 
         start = time.perf_counter()
-        batch = to_batch(self.config, [image])
+        batch = to_batch(self.detector.config, [image])
         middle = time.perf_counter()
-        jax.block_until_ready(self.detect(self.state, batch))
+        jax.block_until_ready(self.detector.detect(self.detector.state, batch))
         end = time.perf_counter()
         if "proposals" in batch:
             return middle - start, end - middle
@@ -258,5 +253,5 @@ def numbers(found: Sequence[Measured]) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    app.run(main, lambda argv: shared.define_run_flags())
+    app.run(main)
     sys.exit()

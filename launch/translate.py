@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from dl_core.errors import UserError
-from launch import app, registry
+from launch import app, trained
 from launch.execute import say
 
 FLAGS = flags.FLAGS
@@ -114,22 +114,13 @@ def read_config(folder: pathlib.Path) -> Any:
     Raises:
       UserError: if there is no such run, it is damaged, or of another experiment.
     """
-    from dl_core.config import flatten, replace
-    from dl_core.files import read_json
 
-    file = folder / "config.json"
-    if not file.exists():
-        raise UserError(f"--run={folder}: there is no run in it (no config.json)")
-    saved = read_json(file)
-    if not isinstance(saved, dict) or "experiment" not in saved:
-        raise UserError(f"{file} is damaged: it holds no config")
-    name = saved["experiment"]
-    if name != _EXPERIMENT:
-        raise UserError(f"--run={folder} is of {name}, not of {_EXPERIMENT}")
-    if not isinstance(saved.get("config"), dict):
-        raise UserError(f"{file} is damaged: it holds no config")
-    experiment = registry.load(name)
-    return replace(experiment.preset("default"), flatten(saved["config"]))
+    def check(name: str) -> None:
+        if name != _EXPERIMENT:
+            raise UserError(f"--run={folder} is of {name}, not of {_EXPERIMENT}")
+
+    _, config = trained.read_config(folder, check)
+    return config
 
 
 def read_vocabularies(folder: pathlib.Path) -> Any:
@@ -163,35 +154,28 @@ def restore(folder: pathlib.Path, config: Any, known: Any) -> Any:
     import jax
 
     from dl_core.config import to_arrays
-    from dl_core.train.checkpoints import Checkpoints
     from experiments.attention import translation
 
-    checkpoints = Checkpoints(folder / "checkpoints")
-    if not (steps := checkpoints.steps()):
-        raise UserError(f"--run={folder}: it has not saved a checkpoint yet")
-    shapes = jax.eval_shape(
-        lambda key: translation.begin(to_arrays(config), key, known), jax.random.key(0)
-    )
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
-    )
+    def shapes_of(step: int) -> Any:
+        return jax.eval_shape(
+            lambda key: translation.begin(to_arrays(config), key, known),
+            jax.random.key(0),
+        )
+
     mark = known.fingerprints()
     try:
-        state, _ = checkpoints.restore(steps[-1], abstract)
+        step, state = trained.restore(folder, shapes_of)
     except ValueError as error:
         sizes = f"{len(known.source):,} and {len(known.target):,} tokens"
         raise UserError(
             f"{folder}: {error}; do the vocabularies in assets, of {sizes}, belong to "
             "it?"
         ) from None
-    finally:
-        checkpoints.close()
     for side, of_state in state.collections["vocabularies"].items():
         if int(of_state) != mark[side]:
             raise UserError(
                 f"{folder / 'assets' / side}.vocabulary does not belong to the "
-                f"checkpoint of step {steps[-1]}, which was trained with another one"
+                f"checkpoint of step {step}, which was trained with another one"
             )
     return state
 

@@ -1,4 +1,6 @@
-"""Faster R-CNN's step reaches every weight."""
+"""A step of Fast and of Faster R-CNN reaches every weight."""
+
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,6 @@ import numpy as np
 import pytest
 
 from dl_core.config import replace
-from experiments.detection import faster_rcnn as experiment
-
-CONFIG = replace(experiment.Config(), experiment.PRESETS["smoke"])
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +19,19 @@ def batch():
         "image": jax.random.normal(jax.random.key(0), (48, 64, 3)),
         "boxes": boxes,
         "labels": labels,
+        "proposals": boxes + 2,
+        "proposal_mask": labels >= 0,
     }
     return jax.tree.map(lambda x: jnp.stack([x, x]), one)
 
 
-def test_a_step_moves_every_weight_and_its_losses_sum_up(batch):
-    state = jax.jit(experiment.init)(CONFIG, jax.random.key(1))
+@pytest.mark.parametrize("name", ["fast_rcnn", "faster_rcnn"])
+def test_a_step_moves_every_weight_and_its_losses_sum_up(name, batch):
+    experiment = importlib.import_module(f"experiments.detection.{name}")
+    config = replace(experiment.Config(), experiment.PRESETS["smoke"])
+    state = jax.jit(experiment.init)(config, jax.random.key(1))
     step = jax.jit(experiment.train_step)
-    new, losses = step(CONFIG, state, batch, jax.random.key(2))
+    new, losses = step(config, state, batch, jax.random.key(2))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, new.params)
     still = [
         jax.tree_util.keystr(p) for p, m in jax.tree.leaves_with_path(moved) if not m
