@@ -112,14 +112,14 @@ def require_complete(sweep, purpose: str) -> None:
     left = sweep.unfinished()
     if not left:
         return
-    from launch.executors import sweep_command
+    from launch import commands
 
     shown = ", ".join(f"{p.path.name} ({p.label}: {p.status()})" for p in left[:3])
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
     raise UserError(
         f"{purpose} needs the whole sweep {sweep.name}, of which {len(left)} of "
         f"{len(sweep.points)} points are not done: {shown}{more}; complete it with: "
-        f"{sweep_command(sweep)}"
+        f"{commands.of_sweep('launch.sweep', sweep)}"
     )
 
 

@@ -1,23 +1,29 @@
 """A sweep on the disk: its folder, its points, and how far each of them is.
 
-sweep.json          experiment, base config and the points
+sweep.json          experiment, base config and the points by number
 NNNN-XXXXXXXX/      a run directory for each point: its number and a fingerprint
+logs/NNNN.log       what a point's process printed, where it had one of its own
 figures/            what launch.figures drew
+CANCELLED           launch.cancel was here: nothing more is started
 """
 
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from dl_core.config import differences, fingerprint, replace, to_dict
 from dl_core.errors import UserError, nearest
-from dl_core.files import inside, is_locked, read_json, write_json
+from dl_core.files import inside, locked, read_json, write_json
+from dl_core.train.run_directory import FINISHED, status
 from launch import flags as shared
 
 FLAGS = flags.FLAGS
+CANCELLED = "CANCELLED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +40,14 @@ class Point:
         """What it changes, for reading."""
         return " ".join(f"{path}={value}" for path, value in self.changes.items())
 
-    def status(self) -> str:
-        """Returns "done", "diverged", "running", "unfinished" or "missing"."""
-        done = self.path / "DONE"
-        if done.exists():
-            from dl_core.train.run_directory import read_result
+    @property
+    def log(self) -> pathlib.Path:
+        """Where its process prints to, if it has one of its own."""
+        return self.path.parent / "logs" / f"{self.number:04d}.log"
 
-            return read_result(done)["status"]
-        if not (self.path / "config.json").exists():
-            return "missing"
-        return "running" if is_locked(self.path) else "unfinished"
+    def status(self) -> str:
+        """Returns how far it is; see `dl_core.train.run_directory.status`."""
+        return status(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +59,15 @@ class Sweep:
     folder: pathlib.Path
     base: Any
     points: Sequence[Point]
+    """All of them, in the order of the experiment's module."""
+    selected: Sequence[Point]
+    """Those that `--points` chooses, by number."""
 
-    def write(self) -> None:
+    def write(self, *, extend: bool = False) -> None:
         """Writes `sweep.json`.
+
+        Args:
+          extend: let points be added to those that it has.
 
         Raises:
           UserError: if the folder holds another sweep.
@@ -65,22 +75,43 @@ class Sweep:
         spec = {
             "experiment": self.experiment.name,
             "base": to_dict(self.base),
-            "points": {str(p.number): dict(p.changes) for p in self.points},
+            "points": {str(p.number): dict(p.changes) for p in self._by_number()},
         }
         path = self.folder / "sweep.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_json(path, spec)
-        elif changed := differences(read_json(path), _as_json(spec)):
-            shown = "; ".join(changed[:5]) + ("; …" if len(changed) > 5 else "")
-            raise UserError(
-                f"{self.folder} holds another sweep: {shown}; give another --name, or "
-                "remove that folder"
-            )
+        with locked(self.folder, wait=True):
+            if not path.exists():
+                write_json(path, spec)
+                return
+            old, new = read_json(path), _as_json(spec)
+            changed = differences(old, new)
+            added = len(new["points"]) - len(old["points"])
+            only_added = differences(old, {**new, "points": _same(old, new)}) == []
+            if changed and only_added and extend:
+                write_json(path, spec)
+            elif changed:
+                shown = "; ".join(changed[:5]) + ("; …" if len(changed) > 5 else "")
+                add = (
+                    f"add its {added} new points with --extend, " if only_added else ""
+                )
+                raise UserError(
+                    f"{self.folder} holds another sweep: {shown}; {add}give another "
+                    "--name, or remove that folder"
+                )
 
     def unfinished(self) -> list[Point]:
         """Returns the points that are neither done nor diverged."""
-        return [p for p in self.points if p.status() not in ("done", "diverged")]
+        return [p for p in self.points if p.status() not in FINISHED]
+
+    def cancelled(self) -> bool:
+        """Returns whether `launch.cancel` has ended it."""
+        return (self.folder / CANCELLED).exists()
+
+    def left(self) -> list[Point]:
+        """Returns the selected points that are neither done nor diverged."""
+        return [p for p in self.selected if p.status() not in FINISHED]
+
+    def _by_number(self) -> list[Point]:
+        return sorted(self.points, key=lambda point: point.number)
 
 
 def chosen_sweep(name: str) -> Sweep:
@@ -110,9 +141,76 @@ def chosen_sweep(name: str) -> Sweep:
             replace(base, point),
             folder / f"{number:04d}-{fingerprint(_as_json(point))}",
         )
-        for number, point in enumerate(changes)
+        for number, point in zip(_numbers(folder, changes), changes, strict=True)
     ]
-    return Sweep(experiment, name, folder, base, points)
+    return Sweep(experiment, name, folder, base, points, select(points))
+
+
+def select(points: Sequence[Point]) -> list[Point]:
+    """Returns the points that `--points` chooses (all, without it), by number.
+
+    Raises:
+      UserError: for what is no list of numbers, or a number that no point has.
+    """
+    by_number = {point.number: point for point in points}
+    numbers = sorted(by_number)
+    if "points" in FLAGS and FLAGS.points is not None:
+        numbers = parse_numbers("--points", FLAGS.points, numbers)
+    return [by_number[number] for number in numbers]
+
+
+def parse_numbers(flag: str, text: str, known: Sequence[int]) -> list[int]:
+    """Reads "0-3,7" as the numbers of points, in order.
+
+    Args:
+      flag: whose value it is.
+      text: the value.
+      known: the numbers that there are.
+
+    Raises:
+      UserError: for what is no list of numbers, or a number that is not known.
+    """
+    found = set()
+    for part in text.split(","):
+        if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
+            raise UserError(f"{flag}={text}: expected numbers of points, such as 0-3,7")
+        first, last = match[1], match[2] or match[1]
+        found |= set(range(int(first), int(last) + 1))
+    if unknown := found - set(known):
+        raise UserError(
+            f"{flag}={text}: there is no point {min(unknown)}; they are "
+            f"{numbers_text(known)}"
+        )
+    return sorted(found)
+
+
+def numbers_text(numbers: Iterable[int]) -> str:
+    """Writes numbers as `parse_numbers` reads them: "0-3,7"."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def _numbers(folder: pathlib.Path, changes: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Returns the points' numbers: those they were given once, then new ones."""
+    path = folder / "sweep.json"
+    stored = read_json(path).get("points", {}) if path.exists() else {}
+    wanted = [_as_json(point) for point in changes]
+    given = {fingerprint(point): int(number) for number, point in stored.items()}
+    keys = [fingerprint(point) for point in wanted]
+    if not set(given) <= set(keys):  # Another sweep, which `write` will refuse.
+        return list(range(len(keys)))
+    fresh = itertools.count(len(given))
+    return [given[key] if key in given else next(fresh) for key in keys]
+
+
+def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the new points that have the number of an old one."""
+    return {k: v for k, v in new["points"].items() if k in old["points"]}
 
 
 def _folder(experiment: Any, base: Any, sweep: str) -> pathlib.Path:

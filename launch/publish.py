@@ -45,7 +45,7 @@ def publish() -> list[pathlib.Path]:
     from dl_core.config import to_dict
     from dl_core.files import write_atomically
     from dl_core.results import Run
-    from launch.executors import sweep_command
+    from launch import commands
     from launch.figures import draw, require_complete
     from launch.points import chosen_sweep
 
@@ -57,7 +57,7 @@ def publish() -> list[pathlib.Path]:
         "experiment": sweep.experiment.name,
         "sweep": sweep.name,
         "preset": FLAGS.preset or "default",
-        "command": sweep_command(sweep, places=False),
+        "command": commands.of_sweep("launch.sweep", sweep, places=False),
         "base": to_dict(sweep.base),
         **{name: _common(name, runs) for name in shared_fields},
         "seconds": round(sum(run.seconds for run in runs), 1),

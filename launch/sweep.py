@@ -1,12 +1,14 @@
 """Runs a sweep: python -m launch.sweep --experiment=NAME --sweep=SWEEP
 
 Each point is an ordinary run in a directory of its own. Points that are done are
-skipped, so the same command again runs what is missing. `--executor=local` runs a
-bounded pool of processes; `--executor=vmap` runs in this process, one compiled program
-for all points that differ only in traced fields and seeds. `--index=I` runs one point
-alone: what the task I of a cluster's job array calls.
+skipped, so the same command again runs what is missing. Where they run is chosen by
+`--executor`: a bounded pool of processes (local), this process and one compiled program
+for all points that differ only in traced fields and seeds (vmap), a job array (slurm),
+or a manifest for a cluster (kubernetes). `--index=I` runs one point alone: what the
+task I of a cluster's job array calls.
 """
 
+import importlib
 import sys
 
 from absl import flags
@@ -19,12 +21,26 @@ FLAGS = flags.FLAGS
 shared.define_run_flags()
 shared.define_sweep_flag()
 flags.adopt_module_key_flags(shared)
-flags.DEFINE_enum("executor", "local", ["local", "vmap"], "How to run the points.")
-flags.DEFINE_integer("index", None, "Run this point alone.", lower_bound=0)
+_EXECUTORS = {"local": "pool", "vmap": "together"}
+flags.DEFINE_enum("executor", "local", list(_EXECUTORS), "How to run the points.")
+flags.DEFINE_string(
+    "points", None, "Of these points alone, by number, such as 0-3,7 (default: all)."
+)
+flags.DEFINE_integer(
+    "index",
+    None,
+    "Run the point of this number alone; with --points, the one at this place of them, "
+    "from 0.",
+    lower_bound=0,
+)
+flags.DEFINE_bool(
+    "extend", False, "Add points to a sweep that has begun; none is renumbered."
+)
 flags.DEFINE_integer(
     "slots",
     None,
-    "With local: processes at once (default: one a GPU, or half the cores).",
+    "Processes at once (local: one a GPU, or half the cores; vmap: none, all groups in "
+    "this one).",
     lower_bound=1,
 )
 flags.DEFINE_enum(
@@ -43,25 +59,40 @@ def main(args: list[str]) -> int:
     if FLAGS.sweep is None:
         known = registry.outline(registry.check(FLAGS.experiment)).sweeps
         raise UserError(f"--sweep is missing; there are {', '.join(known)}")
-    from launch import executors
+    from launch import commands
     from launch.points import chosen_sweep
 
     sweep = chosen_sweep(FLAGS.sweep)
-    if FLAGS.index is not None and FLAGS.index >= len(sweep.points):
-        raise UserError(
-            f"--index={FLAGS.index}: {FLAGS.sweep} has the points 0 to "
-            f"{len(sweep.points) - 1}"
-        )
-    if FLAGS.dry_run:
-        for point in sweep.points:
-            print(executors.shell_command(point))
-        return app.DONE
-    sweep.write()
     if FLAGS.index is not None:
-        return executors.one(sweep, sweep.points[FLAGS.index])
-    statuses = {"local": executors.local, "vmap": executors.vmap}[FLAGS.executor](sweep)
-    executors.print_summary(sweep, statuses)
-    return executors.exit_code(statuses)
+        return _one(sweep)
+    if FLAGS.dry_run:
+        for point in sweep.selected:
+            print(commands.shell(commands.of_point(sweep, point.number)))
+        return app.DONE
+    sweep.write(extend=FLAGS.extend)
+    executor = importlib.import_module(f"launch.{_EXECUTORS[FLAGS.executor]}")
+    return executor.run(sweep)
+
+
+def _one(sweep) -> int:
+    """Runs the point that `--index` names, in this process; returns the exit code."""
+    from launch import commands
+    from launch.execute import execute, exit_code
+
+    places = dict(enumerate(sweep.selected))
+    if FLAGS.points is None:
+        places = {point.number: point for point in sweep.selected}
+    if FLAGS.index not in places:
+        raise UserError(
+            f"--index={FLAGS.index}: {sweep.name} has the points 0 to {len(places) - 1}"
+        )
+    point = places[FLAGS.index]
+    if FLAGS.dry_run:
+        print(commands.shell(commands.of_point(sweep, point.number)))
+        return app.DONE
+    sweep.write(extend=FLAGS.extend)
+    runs = [(point.path, point.config)]
+    return exit_code(execute(sweep.experiment, runs, together=False))
 
 
 if __name__ == "__main__":

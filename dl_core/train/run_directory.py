@@ -6,6 +6,7 @@ assets/         files that belong to the parameters, such as vocabularies
 artifacts/      arrays observed at the evaluations, <stage>-<step>.npz
 checkpoints/    Orbax's
 events.out.*    the same metrics for TensorBoard
+FAILED          why the last try ended in an error, until the next one begins
 DONE            the result, written last: there is nothing left to do
 """
 
@@ -21,10 +22,13 @@ import numpy as np
 
 from dl_core.config import differences, to_dict
 from dl_core.errors import UserError
-from dl_core.files import locked, read_json, write_atomically, write_json
+from dl_core.files import is_locked, locked, read_json, write_atomically, write_json
 from dl_core.train.checkpoints import Checkpoints
 
 Row = dict[str, Any]
+
+FINISHED = ("done", "diverged")
+"""The statuses of a run that has nothing left to do."""
 
 
 class RunDirectory:
@@ -162,6 +166,22 @@ def open_run(
             yield run
         finally:
             run.stop()
+
+
+def status(path: pathlib.Path) -> str:
+    """Returns how far the run in a folder is.
+
+    "done" and "diverged" are finished; "running" is held by a process that this machine
+    knows of; "failed" ended in an error, "unfinished" was stopped or killed, and
+    "missing" has not begun.
+    """
+    if (path / "DONE").exists():
+        return read_result(path / "DONE")["status"]
+    if not (path / "config.json").exists():
+        return "missing"
+    if is_locked(path):
+        return "running"
+    return "failed" if (path / "FAILED").exists() else "unfinished"
 
 
 def read_result(path: pathlib.Path) -> dict[str, Any]:

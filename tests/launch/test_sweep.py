@@ -178,7 +178,7 @@ def test_a_finished_sweep_again_runs_nothing(swept, launch, executor):
 def test_each_child_of_the_local_executor_has_a_log(swept):
     logs = sorted((folder_of(swept[0]["local"]) / "logs").iterdir())
     points = points_of(swept[0]["local"])
-    assert [log.stem for log in logs] == [point.name for point in points]
+    assert [log.stem for log in logs] == [point.name[:4] for point in points]
     for log in logs:
         assert "finished 12 steps" in log.read_text()
 
@@ -278,7 +278,7 @@ def test_a_failed_point_does_not_stop_the_others(launch, tmp_path, executor):
     assert f"1 {status}" in lines[3]
     assert lines[4] == "the same command again runs what is not done"
     told = result.stderr
-    log = folder_of(tmp_path, "failing") / "logs" / f"{damaged.name}.log"
+    log = folder_of(tmp_path, "failing") / "logs" / f"{damaged.name[:4]}.log"
     if executor == "local":
         told += log.read_text()
     assert f"error: {damaged / 'config.json'} cannot be read as JSON" in told
