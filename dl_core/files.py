@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import tempfile
+import time
 from typing import IO, Any
 
 from dl_core.errors import UserError
@@ -93,21 +94,35 @@ def is_locked(folder: pathlib.Path) -> bool:
     """Returns whether some process holds the folder."""
     if not (folder / ".lock").exists():
         return False
-    try:
-        with locked(folder):
-            return False
-    except LockedError:
-        return True
+    with (folder / ".lock").open() as file:
+        return not _taken(file)
+
+
+_PATIENCE = 0.5
+"""Seconds for which a lock may be held by one who only asks whether it is."""
 
 
 def _take(file: IO[str], folder: pathlib.Path, wait: bool) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+    end = time.monotonic() + _PATIENCE
+    while not wait and not _taken(file):
+        if time.monotonic() < end:
+            time.sleep(_PATIENCE / 10)
+            continue
         file.seek(0)
         holder = file.read().strip()
         by = f" (process {holder})" if holder else ""
-        raise LockedError(f"{folder} is in use by another process{by}") from None
+        raise LockedError(f"{folder} is in use by another process{by}")
+    if wait:
+        fcntl.flock(file, fcntl.LOCK_EX)
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
+
+
+def _taken(file: IO[str]) -> bool:
+    """Takes a lock if it is free; returns whether it did."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

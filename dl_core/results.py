@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from dl_core.config import flatten
 from dl_core.files import read_json
-from dl_core.train.run_directory import Row, read_result, read_rows
+from dl_core.train.records import Row, read_result, read_rows
 
 
 def figure(sweep: str) -> Callable[[Callable], Callable]:

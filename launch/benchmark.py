@@ -3,7 +3,7 @@
 loop       the training loop against a bare hand-written JAX loop on the same step,
            which takes about 10 ms on two cores (change it with --width and
            --batch_size)
-vmap       16 points of gans.toy trained all at once against the same points in turn
+vmap       points a minute of small sweeps: all runs at once, in turn, in processes
 conv       convolutions of every kind against torch, and inside a loop against outside
 gan        a step of DCGAN, critic and generator, against the same networks in torch
 sequence   steps of TCN, LSTM and GRU against torch, generation with and without memory
@@ -13,7 +13,6 @@ embeddings CBOW, words a second, against gensim
 detection  suppression, RoI align, evaluation, and a step of SSD, against libraries
 """
 
-import contextlib
 import pathlib
 import statistics
 import sys
@@ -87,7 +86,7 @@ def loop() -> None:
 
     def ours(steps: int) -> float:
         changes = {"steps": steps, "eval_every": steps, "checkpoint_every": steps}
-        return _train(experiment, [replace(config, changes)], together=False)
+        return _train(experiment, replace(config, changes))
 
     # The time of n steps less that of none leaves out compiling, the evaluations before
     # and after, and the last checkpoint, which a bare loop does not have.
@@ -107,24 +106,10 @@ def loop() -> None:
 
 
 def vmap() -> None:
-    """Prints the time of 16 points at once and in turn, and their ratio."""
-    from dl_core.config import replace
-    from launch import registry
+    """Prints points a minute of a sweep: all at once, in turn, in processes."""
+    from launch import benchmark_vmap
 
-    experiment = registry.load("gans.toy")
-    base = replace(experiment.config_class(), {"steps": FLAGS.steps})
-    configs = [replace(base, point) for point in experiment.sweeps["learning_rates"]]
-    measured = {"in turn": [], "at once": []}
-    for _ in range(FLAGS.repeats):
-        for name, values in measured.items():
-            together = name == "at once"
-            _forget_programs()
-            values.append(_train(experiment, configs, together=together))
-    for name, values in measured.items():
-        print(f"{name}  {statistics.median(values):7.2f} s {_range(values)}")
-    pairs = zip(*measured.values(), strict=True)
-    ratios = [in_turn / at_once for in_turn, at_once in pairs]
-    print(f"in turn / at once: {statistics.median(ratios):.2f} {_range(ratios)}")
+    benchmark_vmap.run(FLAGS.steps)
 
 
 def conv() -> None:
@@ -176,8 +161,8 @@ def detection() -> None:
     benchmark_detection.run(FLAGS.repeats)
 
 
-def _train(experiment, configs, *, together: bool) -> float:
-    """Returns the seconds that training takes, directories and all."""
+def _train(experiment, config) -> float:
+    """Returns the seconds that training takes, directory and all."""
     from dl_core.train import loop as train_loop
     from dl_core.train.layout import make_layout
     from dl_core.train.run_directory import open_run
@@ -190,15 +175,8 @@ def _train(experiment, configs, *, together: bool) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        groups = [configs] if together else [[config] for config in configs]
-        for number, group in enumerate(groups):
-            with contextlib.ExitStack() as stack:
-                places = (pathlib.Path(folder, f"{number}-{i}") for i in range(16))
-                runs = [
-                    stack.enter_context(open_run(path, experiment.name, config))
-                    for path, config in zip(places, group, strict=False)
-                ]
-                train_loop.train(experiment, runs, options)
+        with open_run(pathlib.Path(folder, "run"), experiment.name, config) as run:
+            train_loop.train(experiment, [run], options)
         return time.perf_counter() - start
 
 
@@ -206,16 +184,6 @@ def _data_dir() -> pathlib.Path:
     from dl_core.data import default_data_dir
 
     return pathlib.Path(FLAGS.data_dir) if FLAGS.data_dir else default_data_dir()
-
-
-def _forget_programs() -> None:
-    """Makes the next training compile, so that both ways pay for it."""
-    import jax
-
-    from dl_core.train import program
-
-    jax.clear_caches()
-    program._cached.cache_clear()
 
 
 def _range(values: list[float]) -> str:

@@ -6,7 +6,8 @@ sweep is run, and `--index`. Nothing passes through a shell on the way.
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -29,9 +30,10 @@ def of_point(sweep: Sweep, index: object) -> list[str]:
 
 def of_group(sweep: Sweep, numbers: Sequence[int]) -> list[str]:
     """Returns the command that runs some points as one compiled program."""
-    mode = f"--vmap_mode={FLAGS.vmap_mode}"
-    points = f"--points={numbers_text(numbers)}"
-    return [*_sweep(sweep), "--executor=vmap", mode, points]
+    how = ["--executor=vmap", f"--vmap_mode={FLAGS.vmap_mode}"]
+    if FLAGS.memory_gib is not None:
+        how.append(f"--memory_gib={FLAGS.memory_gib}")
+    return [*_sweep(sweep), *how, f"--points={numbers_text(numbers)}"]
 
 
 def shell(command: Sequence[str]) -> str:
@@ -57,6 +59,19 @@ def of_sweep(module: str, sweep: Sweep, *, places: bool = True) -> str:
     return shlex.join(words)
 
 
+def of_config(sweep: Sweep, changes: Mapping[str, Any]) -> str:
+    """Returns the command that runs a sweep's base config, changed, on its own."""
+    words = [of_sweep("launch.run", sweep, places=False)]
+    for name in ("workdir", "data_dir"):
+        if FLAGS[name].present:
+            words.append(shlex.quote(f"--{name}={FLAGS[name].value}"))
+    for path, value in changes.items():
+        plain = value is None or isinstance(value, bool)
+        text = str(value).lower() if plain else value
+        words.append(shlex.quote(f"--config.{path}={text}"))
+    return " ".join(words)
+
+
 def _sweep(sweep: Sweep) -> list[str]:
     return [sys.executable, "-m", "launch.sweep", *_given()]
 
@@ -66,10 +81,11 @@ def _given() -> list[str]:
     by_module = FLAGS.flags_by_module_dict()
     # absl names the module that runs by its file.
     how = {f.name for m in (sys.argv[0], *_HOW) for f in by_module.get(m, ())}
+    how |= {"dry_run", "flagfile"}
     words = []
     for name in sorted(FLAGS):
         flag = FLAGS[name]
-        if flag.present and name not in how and name != "flagfile":
+        if flag.present and name not in how:
             values = flag.value if isinstance(flag, flags.MultiFlag) else [flag.value]
             words += [f"--{name}={value}" for value in values]
     return words

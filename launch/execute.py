@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -9,14 +10,16 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
 from dl_core.errors import UserError
 from dl_core.files import LockedError
-from launch import app
+from launch import app, processes
 
 FLAGS = flags.FLAGS
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -27,6 +30,7 @@ def execute(
     points: Sequence[tuple[pathlib.Path, Any]],
     *,
     together: bool,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """Trains points that share their static fields, each in its own directory.
 
@@ -34,15 +38,31 @@ def execute(
       experiment: the experiment.
       points: directory and config of each. Finished ones are left as they are.
       together: train them all at once, vmapped; else in turn. Either way one program.
+      cancelled: whether to stop; asked once a second.
 
     Returns:
       How each ended: "done", "diverged", "stopped", "failed", "locked" (another
       process holds the directory) or "refused" (a mistake of the user's).
     """
-    with stop_on_signals() as stop:
+    with stop_on_signals() as came:
+        ended = _seldom(cancelled)
+        stop = processes.stop_together(lambda: came() or ended())
         if together:
             return _guarded(experiment, points, stop)
         return [_guarded(experiment, [point], stop)[0] for point in points]
+
+
+def _seldom(asked: Callable[[], bool]) -> Callable[[], bool]:
+    """Returns a function that is asked often, and asks another once a second."""
+    last, answer = -math.inf, False
+
+    def ask() -> bool:
+        nonlocal last, answer
+        if time.monotonic() - last > 1:
+            last, answer = time.monotonic(), asked()
+        return answer
+
+    return ask
 
 
 def exit_code(statuses: Sequence[str]) -> int:
@@ -58,8 +78,9 @@ def exit_code(statuses: Sequence[str]) -> int:
 
 
 def say(text: str) -> None:
-    """Prints a line for the user."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line for the user; of many processes of a run, one speaks."""
+    if processes.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -75,7 +96,7 @@ def stop_on_signals():
             raise KeyboardInterrupt
         came.append(number)
 
-    wanted = (signal.SIGTERM, signal.SIGINT)
+    wanted = processes.signals()
     before = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield lambda: bool(came)
@@ -113,11 +134,13 @@ def _device_name(device: Any) -> str:
 
 def _commit() -> str | None:
     """Returns the commit of this code, with "+" where files differ from it."""
+    root = pathlib.Path(__file__).parents[1]
+    if (root / "COMMIT").exists():  # A snapshot, which is no repository.
+        return (root / "COMMIT").read_text().strip()
 
     def git(*args: str) -> str:
-        folder = pathlib.Path(__file__).parent
         return subprocess.run(
-            ["git", *args], cwd=folder, capture_output=True, text=True, check=True
+            ["git", *args], cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
@@ -130,66 +153,110 @@ def _commit() -> str | None:
 def _guarded(
     experiment: Any, points: Sequence[tuple[pathlib.Path, Any]], stop: Any
 ) -> list[str]:
-    """Runs points, and turns what goes wrong into a sentence and a status."""
+    """Trains points at once, and turns what goes wrong into a sentence and a status."""
+    from dl_core.train.checkpoints import SaveError
+
+    statuses: list[str | None] = [None] * len(points)
+    try:
+        with contextlib.ExitStack() as stack:
+            runs, statuses = _open(stack, experiment, points)
+            left = [i for i, status in enumerate(statuses) if status is None]
+            if left and stop():
+                return [status or "stopped" for status in statuses]
+            ended = _tried(experiment, [runs[i] for i in left], stop) if left else []
+            for i, status in zip(left, ended, strict=True):
+                statuses[i] = status
+    except (OSError, SaveError) as error:  # Files could not be made, or closed.
+        if "failed" not in statuses:
+            _failed([], "failed", _sentence(error))
+        return ["failed"] * len(points)
+    return statuses
+
+
+def _tried(experiment: Any, runs: Sequence[Any], stop: Any) -> list[str]:
+    """Trains runs; an error becomes a sentence, in their folders too."""
     from dl_core.train.checkpoints import SaveError
 
     try:
-        return _execute(experiment, points, stop)
+        return _train(experiment, runs, stop)
     except UserError as error:
-        say(f"error: {error}")
-        return ["refused"] * len(points)
-    except SaveError as error:
-        say(f"error: {error}")
-        return ["failed"] * len(points)
-    except OSError as error:
-        say(f"error: {error.strerror or error}: {error.filename or points[0][0]}")
-        return ["failed"] * len(points)
+        return _failed(runs, "refused", str(error))
+    except (OSError, SaveError) as error:
+        return _failed(runs, "failed", _sentence(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(runs, "failed", f"{type(error).__name__}: {error}")
 
 
-def _execute(
-    experiment: Any, points: Sequence[tuple[pathlib.Path, Any]], stop: Any
-) -> list[str]:
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return str(error)
+
+
+def _open(
+    stack: contextlib.ExitStack,
+    experiment: Any,
+    points: Sequence[tuple[pathlib.Path, Any]],
+) -> tuple[list[Any], list[str | None]]:
+    """Opens runs, in the process that writes; says of each why it is not to train."""
+    from dl_core.train import processes as together
+    from dl_core.train.run_directory import RunDirectory, open_run
+
+    runs, statuses = [], []
+    for path, config in points if processes.is_first() else ():
+        # One that cannot be opened does not keep the others from training.
+        run = status = None
+        try:
+            run = stack.enter_context(open_run(path, experiment.name, config))
+            if run.result:
+                status = run.result["status"]
+                say(f"{run.path}: {run.result['text']} before; nothing to do")
+        except UserError as error:
+            say(f"error: {error}")
+            status = "locked" if isinstance(error, LockedError) else "refused"
+        runs.append(run)
+        statuses.append(status)
+    if not processes.is_first():
+        runs = [RunDirectory(*point, writes=False) for point in points]
+        for run in runs:
+            stack.callback(run.stop)
+    return runs, together.agreed(statuses)
+
+
+def _train(experiment: Any, runs: Sequence[Any], stop: Any) -> list[str]:
     from dl_core.train import loop
     from dl_core.train.layout import make_layout
-    from dl_core.train.run_directory import open_run
 
-    with contextlib.ExitStack() as stack:
-        runs, statuses = [], []
-        for path, config in points:
-            # One that cannot be opened does not keep the others from training.
-            run = status = None
-            try:
-                run = stack.enter_context(open_run(path, experiment.name, config))
-                if run.result:
-                    status = run.result["status"]
-                    say(f"{run.path}: {run.result['text']} before; nothing to do")
-            except UserError as error:
-                say(f"error: {error}")
-                status = "locked" if isinstance(error, LockedError) else "refused"
-            runs.append(run)
-            statuses.append(status)
-        left = [i for i, status in enumerate(statuses) if status is None]
-        if not left:
-            return statuses
-        if stop():
-            return [status or "stopped" for status in statuses]
-        options = loop.Options(
-            data_dir=data_dir(),
-            layout=make_layout(FLAGS.devices, FLAGS.model_axis, fsdp=FLAGS.fsdp),
-            steps_per_call=FLAGS.steps_per_call or loop.default_steps_per_call(),
-            stop=stop,
-            say=say,
-            progress=sys.stderr.isatty(),
-            provenance=provenance(),
-        )
-        first = runs[left[0]].path
-        more = f" and {len(left) - 1} more, all at once" if len(left) > 1 else ""
-        say(f"{first}{more}: {experiment.name} on {options.provenance['device']}")
-        outcomes = loop.train(experiment, [runs[i] for i in left], options)
-        for i, outcome in zip(left, outcomes, strict=True):
-            statuses[i] = outcome.status
-            say(_told(experiment, runs[i], outcome))
-    return statuses
+    options = loop.Options(
+        data_dir=data_dir(),
+        layout=make_layout(FLAGS.devices, FLAGS.model_axis, fsdp=FLAGS.fsdp),
+        steps_per_call=FLAGS.steps_per_call or loop.default_steps_per_call(),
+        stop=stop,
+        say=say,
+        progress=processes.is_first() and sys.stderr.isatty(),
+        provenance=provenance(),
+    )
+    more = f" and {len(runs) - 1} more, all at once" if len(runs) > 1 else ""
+    device = options.provenance["device"]
+    say(f"{runs[0].path}{more}: {experiment.name} on {device}")
+    outcomes = loop.train(experiment, runs, options)
+    if processes.is_first():
+        for run, outcome in zip(runs, outcomes, strict=True):
+            say(_told(experiment, run, outcome))
+    return [outcome.status for outcome in outcomes]
+
+
+def _failed(runs: Sequence[Any], status: str, sentence: str) -> list[str]:
+    """Says and writes down why runs failed; returns their statuses."""
+    sentence = sentence.splitlines()[0]
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    for run in runs:
+        with contextlib.suppress(OSError):
+            run.fail(sentence)
+    if status == "failed":
+        processes.abandon(app.FAILED)
+    return [status] * len(runs)
 
 
 def _told(experiment: Any, run: Any, outcome: Any) -> str:

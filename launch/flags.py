@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 from dl_core.errors import UserError
-from launch import registry
+from launch import processes, registry
 
 FLAGS = flags.FLAGS
 
@@ -38,6 +38,7 @@ def define_run_flags() -> None:
     """Defines the flags of the commands that train, once."""
     if "devices" in FLAGS:
         return
+    processes.define_flags()
     flags.DEFINE_integer("devices", None, "Use this many devices (default: all).")
     flags.DEFINE_integer("model_axis", 1, "Split large arrays over this many devices.")
     flags.DEFINE_bool("fsdp", False, "Split the state over the data axis as well.")

@@ -4,6 +4,8 @@ sweep.json          experiment, base config and the points by number
 NNNN-XXXXXXXX/      a run directory for each point: its number and a fingerprint
 logs/NNNN.log       what a point's process printed, where it had one of its own
 figures/            what launch.figures drew
+src/                a copy of the code that runs it, with --snapshot
+search/             what a search has proposed
 CANCELLED           launch.cancel was here: nothing more is started
 """
 
@@ -19,7 +21,7 @@ from absl import flags
 from dl_core.config import differences, fingerprint, replace, to_dict
 from dl_core.errors import UserError, nearest
 from dl_core.files import inside, locked, read_json, write_json
-from dl_core.train.run_directory import FINISHED, status
+from dl_core.train.records import FINISHED, status
 from launch import flags as shared
 
 FLAGS = flags.FLAGS
@@ -46,7 +48,7 @@ class Point:
         return self.path.parent / "logs" / f"{self.number:04d}.log"
 
     def status(self) -> str:
-        """Returns how far it is; see `dl_core.train.run_directory.status`."""
+        """Returns how far it is; see `dl_core.train.records.status`."""
         return status(self.path)
 
 
@@ -98,6 +100,18 @@ class Sweep:
                     "--name, or remove that folder"
                 )
 
+    @property
+    def metric(self) -> str:
+        """The metric that is told of each point."""
+        return self.experiment.main_metric
+
+    def begin(self, point: Point) -> Point:
+        """Returns a point as it is run; a search proposes its values now."""
+        return point
+
+    def end(self) -> None:
+        """Is called when a point has been run."""
+
     def unfinished(self) -> list[Point]:
         """Returns the points that are neither done nor diverged."""
         return [p for p in self.points if p.status() not in FINISHED]
@@ -105,6 +119,10 @@ class Sweep:
     def cancelled(self) -> bool:
         """Returns whether `launch.cancel` has ended it."""
         return (self.folder / CANCELLED).exists()
+
+    def revive(self) -> None:
+        """Takes back what `launch.cancel` said, since it is run again."""
+        (self.folder / CANCELLED).unlink(missing_ok=True)
 
     def left(self) -> list[Point]:
         """Returns the selected points that are neither done nor diverged."""
@@ -172,15 +190,17 @@ def parse_numbers(flag: str, text: str, known: Sequence[int]) -> list[int]:
     """
     found = set()
     for part in text.split(","):
-        if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not numbers:
             raise UserError(f"{flag}={text}: expected numbers of points, such as 0-3,7")
-        first, last = match[1], match[2] or match[1]
-        found |= set(range(int(first), int(last) + 1))
-    if unknown := found - set(known):
-        raise UserError(
-            f"{flag}={text}: there is no point {min(unknown)}; they are "
-            f"{numbers_text(known)}"
-        )
+        for number in numbers:
+            if number not in known:
+                raise UserError(
+                    f"{flag}={text}: there is no point {number}; they are "
+                    f"{numbers_text(known)}"
+                )
+            found.add(number)
     return sorted(found)
 
 

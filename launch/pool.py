@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dl_core.train.run_directory import FINISHED
+from dl_core.train.records import FINISHED
 from launch import app, commands
 from launch.execute import say, stop_on_signals
 from launch.points import Point, Sweep

@@ -10,7 +10,7 @@ import sys
 from absl import flags
 
 from dl_core.errors import UserError
-from launch import app
+from launch import app, processes
 from launch import flags as shared
 
 FLAGS = flags.FLAGS
@@ -22,6 +22,7 @@ def main(args: list[str]) -> int:
     """Runs the experiment that the flags choose."""
     if args:
         raise UserError(f"{args[0]!r} is not a flag; see --help")
+    processes.join()
     experiment, config, _ = shared.chosen()
     from dl_core.config import leaves
 

@@ -14,14 +14,21 @@ import sys
 from absl import flags
 
 from dl_core.errors import UserError
-from launch import app, registry
+from launch import app, kubernetes, processes, registry, search_space, slurm, snapshot
 from launch import flags as shared
 
 FLAGS = flags.FLAGS
 shared.define_run_flags()
 shared.define_sweep_flag()
 flags.adopt_module_key_flags(shared)
-_EXECUTORS = {"local": "pool", "vmap": "together"}
+for module in (search_space, slurm, kubernetes):
+    flags.adopt_module_key_flags(module)
+_EXECUTORS = {
+    "local": "pool",
+    "vmap": "together",
+    "slurm": "slurm",
+    "kubernetes": "kubernetes",
+}
 flags.DEFINE_enum("executor", "local", list(_EXECUTORS), "How to run the points.")
 flags.DEFINE_string(
     "points", None, "Of these points alone, by number, such as 0-3,7 (default: all)."
@@ -35,6 +42,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_bool(
     "extend", False, "Add points to a sweep that has begun; none is renumbered."
+)
+flags.DEFINE_bool(
+    "snapshot", False, "Run a copy of the files that git tracks, made once for a sweep."
 )
 flags.DEFINE_integer(
     "slots",
@@ -50,28 +60,77 @@ flags.DEFINE_enum(
     "With vmap: train a group's points all at once, or in turn through the one "
     "compiled program (auto: in turn on CPUs, together elsewhere).",
 )
+flags.DEFINE_float(
+    "memory_gib",
+    None,
+    "With vmap: memory of a device that points trained all at once may take (default: "
+    "nearly all that is free); a group that needs more is split.",
+    lower_bound=0.0,
+)
 
 
 def main(args: list[str]) -> int:
     """Runs the sweep that the flags choose."""
     if args:
         raise UserError(f"{args[0]!r} is not a flag; see --help")
-    if FLAGS.sweep is None:
+    search_space.check_flags()
+    if FLAGS.sweep is None and not FLAGS.search:
         known = registry.outline(registry.check(FLAGS.experiment)).sweeps
         raise UserError(f"--sweep is missing; there are {', '.join(known)}")
-    from launch import commands
-    from launch.points import chosen_sweep
-
-    sweep = chosen_sweep(FLAGS.sweep)
+    sweep = _chosen()
+    _choose_code(sweep)
+    if FLAGS.index is not None or FLAGS.executor == "vmap":
+        processes.join()
     if FLAGS.index is not None:
         return _one(sweep)
+    if FLAGS.executor == "kubernetes" and sweep.cancelled():
+        raise UserError(f"{sweep.folder} is cancelled: remove its file CANCELLED first")
+    executor = importlib.import_module(f"launch.{_EXECUTORS[FLAGS.executor]}")
     if FLAGS.dry_run:
+        return _dry_run(sweep, executor)
+    if FLAGS.executor != "kubernetes" and processes.is_first():
+        sweep.write(extend=FLAGS.extend)
+        sweep.revive()
+    return executor.run(sweep)
+
+
+def _dry_run(sweep, executor) -> int:
+    """Prints what would run, by the executor's own words or point by point."""
+    from launch import commands
+
+    if hasattr(executor, "dry_run"):
+        executor.dry_run(sweep)
+    else:
         for point in sweep.selected:
             print(commands.shell(commands.of_point(sweep, point.number)))
-        return app.DONE
-    sweep.write(extend=FLAGS.extend)
-    executor = importlib.import_module(f"launch.{_EXECUTORS[FLAGS.executor]}")
-    return executor.run(sweep)
+    return app.DONE
+
+
+def _chosen():
+    """Returns the sweep or search that the flags choose."""
+    if not FLAGS.search:
+        from launch.points import chosen_sweep
+
+        return chosen_sweep(FLAGS.sweep)
+    from launch.search import chosen_search
+
+    if FLAGS.executor == "vmap":
+        raise UserError(
+            "--executor=vmap compiles the points' values together, and a search "
+            "proposes each when it starts: give another executor"
+        )
+    return chosen_search()
+
+
+def _choose_code(sweep) -> None:
+    """Goes on with the sweep's own copy of the code, if it has or is to have one."""
+    snapshot.enter(sweep.folder, extends=FLAGS.extend and not FLAGS.search)
+    if FLAGS.snapshot and not FLAGS.dry_run:
+        if FLAGS.executor == "kubernetes":
+            raise UserError("--snapshot: pods run the code that is in their --image")
+        sweep.write(extend=FLAGS.extend)
+        snapshot.take(sweep.folder)
+        snapshot.enter(sweep.folder)
 
 
 def _one(sweep) -> int:
@@ -90,9 +149,20 @@ def _one(sweep) -> int:
     if FLAGS.dry_run:
         print(commands.shell(commands.of_point(sweep, point.number)))
         return app.DONE
-    sweep.write(extend=FLAGS.extend)
+    if sweep.cancelled():
+        raise UserError(
+            f"{sweep.folder} is cancelled; the command of the whole sweep revives it"
+        )
+    if processes.is_first():
+        sweep.write(extend=FLAGS.extend)
+    point = sweep.begin(point)
     runs = [(point.path, point.config)]
-    return exit_code(execute(sweep.experiment, runs, together=False))
+    statuses = execute(
+        sweep.experiment, runs, together=False, cancelled=sweep.cancelled
+    )
+    if processes.is_first():
+        sweep.end()
+    return exit_code(statuses)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from dl_core.train import loop
 from dl_core.train.checkpoints import Checkpoints
 from dl_core.train.layout import make_layout
 from dl_core.train.metrics import Mean, Percentiles
-from dl_core.train.run_directory import open_run, read_rows
+from dl_core.train.records import read_rows
+from dl_core.train.run_directory import open_run
 from dl_core.train.state import TrainState
 
 TRACES: collections.Counter = collections.Counter()

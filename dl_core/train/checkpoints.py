@@ -6,6 +6,7 @@ left behind is ignored and cleaned up.
 
 import contextlib
 import errno
+import hashlib
 import os
 import pathlib
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+from dl_core.train import processes
 
 
 class SaveError(Exception):
@@ -35,19 +38,25 @@ class Checkpoints:
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._opened is None:
+            folder = self._folder.resolve()
+            # Processes that save several runs at once wait for each other run by run.
+            name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=name
+                ),
             )
-            self._opened = ocp.CheckpointManager(
-                self._folder.resolve(), options=options
-            )
+            self._opened = ocp.CheckpointManager(folder, options=options)
         return self._opened
 
     def steps(self) -> list[int]:
         """Returns the steps that are saved whole, in order."""
-        return sorted(self._manager.all_steps()) if self._folder.exists() else []
+        if processes.alone() and not self._folder.exists():
+            return []
+        return processes.agreed(sorted(self._manager.all_steps()))
 
     def save(self, step: int, state: PyTree, about: dict[str, Any]) -> None:
         """Starts saving a state; returns once it may be changed.
@@ -102,7 +111,9 @@ class Checkpoints:
     def discard(self, step: int) -> None:
         """Removes a checkpoint that cannot be read."""
         self.close()
-        shutil.rmtree(self._folder / str(step))
+        if processes.is_first():
+            shutil.rmtree(self._folder / str(step))
+        processes.meet(f"discarded {step}")
 
     def wait(self) -> None:
         """Waits until what was saved is on the disk.

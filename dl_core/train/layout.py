@@ -6,6 +6,7 @@ dimension; XLA inserts the communication, so the numbers are those of one device
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from dl_core.errors import UserError
+from dl_core.train import processes
 
 _SMALL = 4096  # Elements below which splitting an array costs more than it saves.
 
@@ -45,19 +47,67 @@ class Layout:
         fits = count % self.mesh.shape["data"] == 0
         return NamedSharding(self.mesh, PartitionSpec("data" if fits else None))
 
-    def inputs(self, batch_size: int) -> NamedSharding:
-        """Returns the sharding of host inputs: steps first, then examples.
+    def place(self, tree: PyTree, sharding: NamedSharding) -> PyTree[jax.Array]:
+        """Puts arrays that every process holds whole where they belong."""
+        if processes.alone():
+            return jax.device_put(tree, sharding)
+
+        def put(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+        return jax.tree.map(put, tree)
+
+    def split(self, tree: PyTree, batch_size: int, axis: int) -> PyTree[jax.Array]:
+        """Splits host inputs over `data`.
+
+        Args:
+          tree: arrays with the examples of a batch in one axis, or a process's share of
+            them, or without examples, which are then copied to every device.
+          batch_size: examples in a batch, of all processes together.
+          axis: of the examples.
 
         Raises:
-          UserError: if the batch cannot be split evenly.
+          UserError: if the batch cannot be split so.
+        """
+        examples = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data"))
+        here = batch_size // jax.process_count()
+
+        def put(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            if x.ndim <= axis or x.shape[axis] not in (here, batch_size):
+                return self.place(x, self.replicated)
+            if x.shape[axis] == batch_size:
+                return self.place(x, examples)
+            self._require_shares()
+            return jax.make_array_from_process_local_data(examples, x)
+
+        return jax.tree.map(put, tree)
+
+    def divides(self, batch_size: int) -> bool:
+        """Returns whether a batch can be split evenly over `data`."""
+        return batch_size % self.mesh.shape["data"] == 0
+
+    def require_divides(self, batch_size: int) -> None:
+        """Checks that a batch can be split evenly over `data`.
+
+        Raises:
+          UserError: if it cannot.
         """
         count = self.mesh.shape["data"]
-        if batch_size % count:
+        if not self.divides(batch_size):
             raise UserError(
                 f"a batch of {batch_size} examples cannot be split over {count} "
                 f"devices; give --config.batch_size a multiple of {count}, or --devices"
             )
-        return NamedSharding(self.mesh, PartitionSpec(None, "data"))
+
+    def _require_shares(self) -> None:
+        model, here = self.mesh.shape["model"], jax.local_device_count()
+        if model > here:
+            raise UserError(
+                f"--model_axis={model}: examples that are read as they are needed are "
+                f"split by process, which has {here} devices; give at most {here}"
+            )
 
     def split_batch(self, batch: PyTree, batch_size: int) -> PyTree:
         """Inside a compiled step: splits the examples of a batch over `data`."""
@@ -101,6 +151,11 @@ def make_layout(
     count = len(available) if devices is None else devices
     if not 0 < count <= len(available):
         raise UserError(f"--devices={devices}: there are {len(available)} devices")
+    if count < len(available) and not processes.alone():
+        raise UserError(
+            f"--devices={devices}: many processes use all of their "
+            f"{len(available)} devices"
+        )
     if model < 1 or count % model:
         raise UserError(f"--model_axis={model} does not divide {count} devices")
     mesh = jax.make_mesh(

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from dl_core.config import stack, to_arrays
 from dl_core.data.batches import Batches, Data
 from dl_core.errors import UserError
 from dl_core.experiment import Experiment, Stage
+from dl_core.train import processes
 from dl_core.train.layout import Layout
 from dl_core.train.program import Program, program
 from dl_core.train.run_directory import RunDirectory, first_infinite
@@ -59,6 +60,15 @@ def default_steps_per_call() -> int:
     return 1 if jax.default_backend() == "cpu" else 50
 
 
+def dispatch_length(config: Any, limit: int) -> int:
+    """Returns the longest dispatch that ends wherever there is something to do."""
+    divisor = np.gcd.reduce(
+        [config.log_every, config.eval_every, config.checkpoint_every]
+    )
+    limit = min(int(divisor), limit)
+    return max(n for n in range(1, limit + 1) if divisor % n == 0)
+
+
 def train(
     experiment: Experiment, runs: Sequence[RunDirectory], options: Options
 ) -> list[Outcome]:
@@ -91,7 +101,9 @@ class _Training:
         self.config = stack(configs) if self.points else to_arrays(configs[0])
         if self.points:
             sharding = options.layout.points(self.points)
-            self.config = jax.device_put(self.config, sharding)
+            self.config = options.layout.place(self.config, sharding)
+        elif not processes.alone():
+            self.config = options.layout.place(self.config, options.layout.replicated)
         self.ends = np.cumsum(experiment.steps(configs[0])).tolist()
         self.outcomes: list[Outcome | None] = [None] * len(runs)
         self.latest: list[dict[str, Any]] = [{} for _ in runs]
@@ -135,7 +147,7 @@ class _Training:
             step, state = first, compiled.init(self.config, state)
             self._evaluate(compiled, stage, data, resident, state, step)
         config = self.runs[0].config
-        block = self._steps_per_call()
+        block = dispatch_length(config, self.options.steps_per_call)
         while step < last and self._going():
             if self.options.stop():
                 self._drain(stage, first, pending)
@@ -169,21 +181,12 @@ class _Training:
             return self._end_all(DONE, step, f"finished {step} steps")
         return state
 
-    def _steps_per_call(self) -> int:
-        """Returns the longest dispatch that ends wherever there is something to do."""
-        config = self.runs[0].config
-        divisor = np.gcd.reduce(
-            [config.log_every, config.eval_every, config.checkpoint_every]
-        )
-        limit = min(int(divisor), self.options.steps_per_call)
-        return max(n for n in range(1, limit + 1) if divisor % n == 0)
-
     def _resident(self, data: Data) -> dict[str | None, PyTree]:
         """Puts the arrays that stay on the device there: of training, and by set."""
         sets: dict[str | None, Batches] = {None: data.train, **data.evaluation}
         layout = self.options.layout
         return {
-            name: jax.device_put(batches.resident, layout.replicated)
+            name: layout.place(batches.resident, layout.replicated)
             for name, batches in sets.items()
         }
 
@@ -198,12 +201,20 @@ class _Training:
         if layout.mesh.size == 1:
             return stacked  # The compiled step takes it from the host, faster.
         if self.points:
-            return jax.device_put(stacked, layout.points(self.points))
-        split = layout.inputs(batches.batch_size)
-        return jax.tree.map(
-            lambda x: jax.device_put(x, split if x.ndim > 1 else layout.replicated),
-            stacked,
-        )
+            return layout.place(stacked, layout.points(self.points))
+        layout.require_divides(batches.batch_size)
+        return layout.split(stacked, batches.batch_size, axis=1)
+
+    def _eval_inputs(self, batches: Batches) -> Iterator[PyTree]:
+        """Yields the host's part of evaluation batches, split where they can be."""
+        layout, size = self.options.layout, batches.batch_size
+        for inputs in batches.eval_inputs():
+            if layout.mesh.size == 1:
+                yield inputs
+            elif self.points or not layout.divides(size):
+                yield layout.place(inputs, layout.replicated)
+            else:
+                yield layout.split(inputs, size, axis=0)
 
     def _going(self) -> bool:
         return any(outcome is None for outcome in self.outcomes)
@@ -247,7 +258,7 @@ class _Training:
                 compiled.evaluate(
                     self.config, state, batches.assemble, resident[name], inputs
                 )
-                for inputs in batches.eval_inputs()
+                for inputs in self._eval_inputs(batches)
             ]
             merged[name] = jax.device_get(parts)
         shown = [] if data.shown is None else [data.shown]
@@ -270,7 +281,8 @@ class _Training:
     def _show(self, number: int, row: Mapping[str, Any]) -> None:
         self.latest[number] |= {k: np.asarray(v).tolist() for k, v in row.items()}
         main = self.experiment.main_metric
-        values = [latest[main] for latest in self.latest if main in latest]
+        going = [self.latest[number] for number, _, _ in self._each(())]
+        values = [latest[main] for latest in going if main in latest]
         if values:
             self.bar.set_postfix({main: f"{np.mean(values):.4g}"}, refresh=False)
 
@@ -324,17 +336,16 @@ class _Training:
         stages = self.experiment.stages
         for step in self._common_steps():
             index = next(i for i, end in enumerate(self.ends) if step <= end)
+            problem = None
             try:
                 state, abouts = self._read(step, index)
-                short = [
-                    run
-                    for run, about in zip(self.runs, abouts, strict=True)
-                    if len(run.rows()) < about["rows"]
-                ]
-                if short:
-                    raise ValueError(f"{short[0].path / 'metrics.jsonl'} is cut short")
+                for run, about in zip(self.runs, abouts, strict=True):
+                    if len(run.rows()) < about["rows"]:
+                        problem = f"{run.path / 'metrics.jsonl'} is cut short"
             except ValueError as error:
-                self.options.say(f"going back before step {step}: {error}")
+                problem = str(error)
+            if not processes.all_true(problem is None):
+                self.options.say(f"going back before step {step}: {problem}")
                 for run in self.runs:
                     run.checkpoints.discard(step)
                 continue
@@ -375,7 +386,8 @@ class _Training:
         states = jax.device_get([state for state, _ in read])
         state = jax.tree.map(lambda *xs: np.stack(xs), *states)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        return jax.device_put(state, shardings), [about for _, about in read]
+        place = self.options.layout.place
+        return jax.tree.map(place, state, shardings), [about for _, about in read]
 
     def _close_data(self) -> None:
         """Ends the reading of streamed data, of all stages."""
@@ -401,7 +413,10 @@ class _Training:
 
 
 def _take(number: int | None, leaf: Any) -> Any:
-    return leaf if number is None else leaf[number]
+    if number is None:
+        return leaf
+    # A number, too, stays an array.
+    return leaf[number, ...]
 
 
 def _compute(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from dl_core.experiment import Stage
+from dl_core.ops.conv_lowerings import stacked
+from dl_core.train import processes
 from dl_core.train.layout import Layout
 
 
@@ -58,6 +60,12 @@ class Program:
             shardings,
         )
 
+    def lower_step(
+        self, config: Any, state: PyTree, resident: PyTree, inputs: PyTree
+    ) -> jax.stages.Lowered:
+        """Returns what `step` compiles; shapes with shardings do as arguments."""
+        return self._step.lower(config, state, resident, inputs)
+
     @functools.cached_property
     def _init(self):
         def init(config, *previous):
@@ -78,15 +86,15 @@ class Program:
             state, metrics = step(state, jax.tree.map(lambda x: x[0], inputs))
             return state, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
 
-        def stacked(config, state, resident, inputs):
-            new, metrics = self._over_points(steps, shared=2)(
+        def step_all(config, state, resident, inputs):
+            new, metrics = self._over_points(steps, shared=(2,))(
                 config, state, resident, inputs
             )
             shardings = self.layout.state(new, self.points)
             new = jax.lax.with_sharding_constraint(new, shardings)
             return new, self._replicate(metrics)
 
-        return jax.jit(stacked, donate_argnums=1)
+        return jax.jit(step_all, donate_argnums=1)
 
     @functools.cached_property
     def evaluate(self):
@@ -97,9 +105,8 @@ class Program:
                 batch = assemble(config, resident, inputs, None)
                 return self.stage.eval_step(config, state, batch)
 
-            if self.points is not None:
-                one = jax.vmap(one, in_axes=(0, 0, None, None))
-            return self._replicate(one(config, state, resident, inputs))
+            over_points = self._over_points(one, shared=(2, 3))
+            return self._replicate(over_points(config, state, resident, inputs))
 
         return jax.jit(evaluate, static_argnums=2)
 
@@ -136,6 +143,8 @@ class Program:
 
         def snapshot(state):
             copy = jax.tree.map(jnp.copy, state)
+            if self.points is not None and not processes.alone():
+                copy = self._replicate(copy)  # Each process takes it apart by itself.
             return copy, self._replicate(self._over_points(one)(state))
 
         return jax.jit(snapshot)
@@ -156,14 +165,15 @@ class Program:
     def _run_key(self, config):
         return jax.random.fold_in(jax.random.key(config.seed), self.index)
 
-    def _over_points(self, function, shared: int | None = None):
-        """Maps a function over stacked runs; argument `shared` is not stacked."""
+    def _over_points(self, function, shared: tuple[int, ...] = ()):
+        """Maps a function over stacked runs; the arguments `shared` are not stacked."""
         if self.points is None:
             return function
 
         def mapped(*args):
-            axes = tuple(None if i == shared else 0 for i in range(len(args)))
-            return jax.vmap(function, in_axes=axes)(*args)
+            axes = tuple(None if i in shared else 0 for i in range(len(args)))
+            with stacked():
+                return jax.vmap(function, in_axes=axes)(*args)
 
         return mapped
 

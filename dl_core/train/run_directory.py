@@ -15,6 +15,7 @@ import io
 import json
 import math
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,22 +23,25 @@ import numpy as np
 
 from dl_core.config import differences, to_dict
 from dl_core.errors import UserError
-from dl_core.files import is_locked, locked, read_json, write_atomically, write_json
+from dl_core.files import locked, read_json, write_atomically, write_json
 from dl_core.train.checkpoints import Checkpoints
-
-Row = dict[str, Any]
-
-FINISHED = ("done", "diverged")
-"""The statuses of a run that has nothing left to do."""
+from dl_core.train.records import Row, read_result, read_rows
 
 
 class RunDirectory:
     """One run's folder, held by this process while it is open."""
 
-    def __init__(self, path: pathlib.Path, config: Any):
-        """Use `open_run`."""
+    def __init__(self, path: pathlib.Path, config: Any, *, writes: bool = True):
+        """Use `open_run`, in the one process that writes.
+
+        Args:
+          path: the folder.
+          config: the run's config.
+          writes: whether this process writes; of many that make one run, one does.
+        """
         self.path = path
         self.config = config
+        self._writes = writes
         self.checkpoints = Checkpoints(path / "checkpoints")
         self._metrics = path / "metrics.jsonl"
         self.row_count = 0
@@ -61,9 +65,12 @@ class RunDirectory:
           rows: how many rows stay.
           step: the step the run starts or resumes from.
         """
+        self.row_count = rows
+        if not self._writes:
+            return
         kept = "".join(json.dumps(row) + "\n" for row in self.rows()[:rows])
         write_atomically(self._metrics, kept)
-        self.row_count = rows
+        (self.path / "FAILED").unlink(missing_ok=True)
         self._file = self._metrics.open("a")
         from tensorboardX import SummaryWriter  # Slow to import; not all need it.
 
@@ -76,10 +83,12 @@ class RunDirectory:
 
     def write(self, step: int, stage: str, metrics: Mapping[str, np.ndarray]) -> None:
         """Appends a row of metrics (scalars, or small arrays)."""
+        self.row_count += 1
+        if not self._writes:
+            return
         values = {name: np.asarray(x).tolist() for name, x in metrics.items()}
         self._file.write(json.dumps({"step": step, "stage": stage, **values}) + "\n")
         self._file.flush()
-        self.row_count += 1
         for name, value in values.items():
             if isinstance(value, list):
                 parts = {f"{name}/{i}": v for i, v in enumerate(np.ravel(value))}
@@ -92,6 +101,8 @@ class RunDirectory:
         self, step: int, stage: str, arrays: Mapping[str, np.ndarray]
     ) -> None:
         """Keeps the arrays observed at a step."""
+        if not self._writes:
+            return
         folder = self.path / "artifacts"
         folder.mkdir(exist_ok=True)
         buffer = io.BytesIO()
@@ -109,7 +120,8 @@ class RunDirectory:
         for name, content in assets.items():
             file = folder / name
             if not file.exists():
-                write_atomically(file, content)
+                if self._writes:
+                    write_atomically(file, content)
             elif file.read_bytes() != content:
                 raise UserError(
                     f"{file} is not what the data give now, so the run's checkpoints "
@@ -120,7 +132,13 @@ class RunDirectory:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result: there is nothing left to do."""
         self.stop()
-        write_json(self.path / "DONE", dict(result))
+        if self._writes:
+            write_json(self.path / "DONE", dict(result))
+
+    def fail(self, sentence: str) -> None:
+        """Writes down why this try ended in an error."""
+        if self._writes:
+            write_json(self.path / "FAILED", {"error": sentence, "time": time.time()})
 
     def stop(self) -> None:
         """Closes the files, once all that was saved is on the disk."""
@@ -166,48 +184,6 @@ def open_run(
             yield run
         finally:
             run.stop()
-
-
-def status(path: pathlib.Path) -> str:
-    """Returns how far the run in a folder is.
-
-    "done" and "diverged" are finished; "running" is held by a process that this machine
-    knows of; "failed" ended in an error, "unfinished" was stopped or killed, and
-    "missing" has not begun.
-    """
-    if (path / "DONE").exists():
-        return read_result(path / "DONE")["status"]
-    if not (path / "config.json").exists():
-        return "missing"
-    if is_locked(path):
-        return "running"
-    return "failed" if (path / "FAILED").exists() else "unfinished"
-
-
-def read_result(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a run's `DONE`.
-
-    Raises:
-      UserError: if it is missing or damaged.
-    """
-    result = read_json(path)
-    if not isinstance(result, dict) or not {"status", "text", "metrics"} <= set(result):
-        raise UserError(f"{path} is damaged: remove it, and the run is finished again")
-    return result
-
-
-def read_rows(path: pathlib.Path) -> list[Row]:
-    """Returns the rows of a metrics file, up to the first that is torn or damaged."""
-    rows: list[Row] = []
-    if not path.exists():
-        return rows
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            rows.append({"step": int(row["step"]), "stage": str(row["stage"]), **row})
-        except (ValueError, KeyError, TypeError):
-            break
-    return rows
 
 
 def first_infinite(metrics: Mapping[str, np.ndarray]) -> str | None:

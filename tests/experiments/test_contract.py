@@ -16,7 +16,7 @@ from dl_core.config import fingerprint, group_key, leaves, replace, to_dict
 from dl_core.files import write_json
 from dl_core.results import Run, Runs
 from dl_core.train import loop
-from dl_core.train.run_directory import read_rows
+from dl_core.train.records import read_rows
 from launch import registry
 
 NAMES = registry.names()

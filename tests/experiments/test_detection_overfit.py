@@ -9,7 +9,7 @@ import tiny
 
 from dl_core.config import replace
 from dl_core.train import loop
-from dl_core.train.run_directory import read_rows
+from dl_core.train.records import read_rows
 from launch import registry
 
 FEW = {"data.examples": 8, "data.evaluated": 2, "data.augment": "none"}

@@ -18,7 +18,7 @@ import tiny
 
 from dl_core.config import replace
 from dl_core.files import locked
-from dl_core.train.run_directory import read_rows
+from dl_core.train.records import read_rows
 
 NAME = "toy.tiny"
 EXECUTORS = {

@@ -10,7 +10,7 @@ import tiny
 from tensorboardX.proto.event_pb2 import Event
 from tiny import TINY, After, train
 
-from dl_core.train.run_directory import read_rows
+from dl_core.train.records import read_rows
 
 
 @pytest.fixture

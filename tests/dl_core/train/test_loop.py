@@ -15,7 +15,7 @@ from dl_core.config import replace
 from dl_core.data.batches import Data, Streamed
 from dl_core.errors import UserError
 from dl_core.train import loop
-from dl_core.train.run_directory import read_rows
+from dl_core.train.records import read_rows
 
 CONFIGS = {"one stage": (TINY, tiny.Config()), "stages": (IN_STAGES, StagesConfig())}
 

@@ -1,0 +1,163 @@
+"""Many processes, one run: joins this process to the others, once, before JAX starts.
+
+It happens by itself under srun with several tasks, mpirun, and on the hosts of a TPU
+slice; elsewhere `--coordinator`, `--processes` and `--process` say who is who.
+"""
+
+import importlib.util
+import ipaddress
+import itertools
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+from dl_core.errors import UserError
+from launch import app
+
+FLAGS = flags.FLAGS
+_PORTS = 4096
+"""Slurm jobs take one of so many ports, the last there are, as JAX has it."""
+_HEARTBEAT = 30
+"""Seconds after which a process that is not heard of is taken for dead."""
+
+_joined: list[int] = []
+
+
+def define_flags() -> None:
+    """Defines the flags that say which processes make up a run."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "host:port at which process 0 is reached, where many processes make one run.",
+    )
+    flags.DEFINE_integer(
+        "processes", None, "How many processes make the run.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "process", None, "Which of them this one is, from 0.", lower_bound=0
+    )
+
+
+def join() -> None:
+    """Joins this process to the others of its run, if there are others.
+
+    Leaves with the exit code of a failure, which may be tried again, if they do not
+    meet in time.
+
+    Raises:
+      UserError: for flags that do not fit.
+    """
+    arguments = _by_flags() or _by_slurm() or _by_others()
+    if arguments is None or _joined:
+        return
+    import jax
+
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT, **arguments)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        app.fail(f"the processes of the run do not meet: {reason}", app.FAILED)
+    _joined.append(jax.process_index())
+
+
+def is_first() -> bool:
+    """Returns whether this process is to speak and to write; JAX is not started."""
+    return _joined in ([], [0])
+
+
+def abandon(code: int) -> None:
+    """Leaves at once if others wait for this process: they end with it."""
+    if _joined:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def stop_together(came: Callable[[], bool]) -> Callable[[], bool]:
+    """Returns a function that says, in all processes at one step, whether to stop.
+
+    JAX itself listens to SIGTERM once processes have joined, in any of them; an
+    interrupt (SIGINT) is passed on to it.
+
+    Args:
+      came: whether a signal has come to this process, which tells it if it is alone.
+    """
+    if not _joined:
+        return came
+    from jax.experimental import multihost_utils
+
+    calls = itertools.count()
+    told: list[bool] = []
+
+    def stop() -> bool:
+        if came():
+            os.kill(os.getpid(), signal.SIGTERM)
+        if not told and multihost_utils.reached_preemption_sync_point(next(calls)):
+            told.append(True)
+        return bool(told)
+
+    return stop
+
+
+def signals() -> tuple[int, ...]:
+    """Returns the signals that this program handles itself."""
+    return (signal.SIGINT,) if _joined else (signal.SIGTERM, signal.SIGINT)
+
+
+def _by_flags() -> dict | None:
+    given = {n: FLAGS[n].value for n in ("coordinator", "processes", "process")}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == 3:
+        return None
+    if missing:
+        raise UserError(
+            f"--{missing[0]} is missing: --coordinator, --processes and --process go "
+            "together"
+        )
+    address, count, index = given.values()
+    if not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"--coordinator={address}: expected host:port")
+    if index >= count:
+        raise UserError(f"--process={index}: expected less than --processes={count}")
+    arguments = {"num_processes": count, "process_id": index}
+    return arguments | _at(address)
+
+
+def _by_slurm() -> dict | None:
+    """JAX finds all but a coordinator's address to which it may be bound."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST")
+    if nodes is None or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+        return None
+    # "node7", "node7,node9" or "node[7-9,12]".
+    first = re.sub(r"\[([^-,\]]+).*|,.*", r"\1", nodes)
+    port = 2**16 - _PORTS + int(os.environ["SLURM_JOB_ID"]) % _PORTS
+    return _at(os.environ.get("JAX_COORDINATOR_ADDRESS", f"{first}:{port}"))
+
+
+def _by_others() -> dict | None:
+    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return {}
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    if "tpu" in platforms and importlib.util.find_spec("libtpu"):
+        return {}
+    return None
+
+
+def _at(address: str) -> dict:
+    """Returns where the coordinator is; one that is local listens to no one else."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = ipaddress.ip_address(socket.gethostbyname(host.strip("[]")))
+    except (OSError, ValueError):
+        return {"coordinator_address": address}
+    if not found.is_loopback:
+        return {"coordinator_address": address}
+    return {
+        "coordinator_address": address,
+        "coordinator_bind_address": f"{found}:{port}",
+    }

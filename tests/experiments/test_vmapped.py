@@ -1,0 +1,47 @@
+"""Every experiment trains two seeds all at once as it trains each alone."""
+
+import numpy as np
+import pytest
+import tiny
+
+from dl_core.config import replace
+from dl_core.train.records import read_rows
+from launch import registry
+
+QUICK = ("gans.spectral_norm",)
+"""Networks of convolutions, ordinary and transposed."""
+
+
+def experiments():
+    for name in registry.names():
+        marks = [] if name in QUICK else [pytest.mark.slow]
+        yield pytest.param(name, marks=marks)
+
+
+def first_losses(path):
+    """The metrics of the first row of training: later ones enlarge rounding."""
+    row = next(
+        row
+        for row in read_rows(path / "metrics.jsonl")
+        if any(name.startswith("train/") for name in row)
+    )
+    return {k: v for k, v in row.items() if k.startswith("train/")}
+
+
+@pytest.mark.parametrize("name", list(experiments()))
+def test_two_seeds_at_once_are_each_alone(name, tmp_path, data_dir):
+    experiment = registry.load(name)
+    configs = [replace(experiment.preset("smoke"), {"seed": seed}) for seed in (0, 1)]
+    together = {tmp_path / f"together{c.seed}": c for c in configs}
+    outcomes = tiny.train(experiment, together, data_dir=data_dir)
+    assert [outcome.status for outcome in outcomes] == ["done", "done"]
+    alone = {tmp_path / "alone": configs[1]}
+    tiny.train(experiment, alone, data_dir=data_dir)
+    rows = [read_rows(p / "metrics.jsonl") for p in (tmp_path / "together1", *alone)]
+    for found, wanted in zip(*rows, strict=True):
+        assert found.keys() == wanted.keys()
+        assert found["step"] == wanted["step"]
+    found, wanted = (first_losses(p) for p in (tmp_path / "together1", *alone))
+    for key, value in wanted.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+    assert first_losses(tmp_path / "together0") != found

@@ -1,0 +1,205 @@
+"""Many processes, one run: the numbers of one process, whatever ends which of them.
+
+Each process has one device, as on a node with one accelerator, and all are bound to the
+loopback.
+"""
+
+import os
+import re
+import signal
+import socket
+
+import processes
+import psutil
+import pytest
+import tiny
+
+from dl_core.config import replace
+from dl_core.train.records import read_rows
+from launch import registry
+
+SETTINGS = {"width": 64, "batch_size": 8, "learning_rate": 0.01}
+FLAGS = tuple(f"--config.{path}={value}" for path, value in SETTINGS.items())
+LONG = ("--config.steps=1000000", "--config.checkpoint_every=200")
+CONFIG = replace(tiny.Config(), SETTINGS)
+# A process that is gone is missed after a while only: kill what still waits then.
+ONE = {"NPROC": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def start(toy):
+    """Starts the processes of one run; ends what is left of them."""
+    started = []
+
+    def start(count, *flags, module="launch.run"):
+        address = f"127.0.0.1:{free_port()}"
+        for i in range(count):
+            together = (f"--processes={count}", f"--process={i}")
+            given = ("--experiment=toy.tiny", f"--coordinator={address}", *together)
+            started.append(processes.fork(module, *given, *flags, **toy, **ONE))
+        return started[-count:]
+
+    yield start
+    for command in started:
+        if command.running():
+            command.send(signal.SIGKILL)
+            command.wait()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The directory of the same run in one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    tiny.train(tiny.TINY, {folder: CONFIG})
+    return folder
+
+
+def folder_of(workdir, name="run"):
+    return workdir / "toy.tiny/runs" / name
+
+
+def ended(commands):
+    return [command.wait(120) for command in commands]
+
+
+@pytest.mark.parametrize(
+    ("count", "flags"),
+    [(2, ()), (4, ("--fsdp",)), (2, ("--model_axis=2",))],
+    ids=["data", "fsdp", "model"],
+)
+def test_it_is_the_run_of_one_process(start, alone, tmp_path, count, flags):
+    given = (f"--workdir={tmp_path}", "--name=run", *FLAGS, *flags)
+    results = ended(start(count, *given))
+    assert [result.code for result in results] == [0] * count, results
+    tiny.assert_close(tiny.TINY, folder_of(tmp_path), alone, CONFIG)
+    rows, wanted = (
+        read_rows(f / "metrics.jsonl") for f in (folder_of(tmp_path), alone)
+    )
+    for row, other in zip(rows, wanted, strict=True):
+        for name in other.keys() & {"train/loss", "test/loss"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-6)
+    # One speaks, and what it says names all devices.
+    assert f"on {count} × CPU" in results[0].stderr
+    assert all("finished" not in result.stderr for result in results[1:])
+    (again, *_) = ended(start(count, *given))
+    assert (again.code, again.stderr.count("nothing to do")) == (0, 1)
+
+
+def saved(folder):
+    names = [path.name for path in folder.glob("checkpoints/*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def test_a_signal_to_one_stops_all_at_one_step(start, tmp_path):
+    flags = (f"--workdir={tmp_path}", "--name=run", *FLAGS, *LONG)
+    commands = start(2, *flags)
+    folder = folder_of(tmp_path)
+    processes.until(lambda: saved(folder) >= 200, commands[0])
+    commands[1].send(signal.SIGTERM)
+    results = ended(commands)
+    assert [result.code for result in results] == [75, 75], results
+    step = saved(folder)
+    assert f"stopped and saved at step {step}" in results[0].stderr
+    # It goes on from there, and one process may finish what two have begun.
+    commands = start(2, *flags)
+    processes.until(lambda: saved(folder) > step, commands[0])
+    assert f"resuming at step {step}" in commands[0].told()
+    commands[0].send(signal.SIGINT)
+    assert [result.code for result in ended(commands)] == [75, 75]
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_run_goes_on_after_one_was_killed(start, tmp_path, killed):
+    changes = {"steps": 600, "checkpoint_every": 20, "eval_every": 200}
+    flags = [f"--config.{path}={value}" for path, value in changes.items()]
+    flags = (f"--workdir={tmp_path}", *FLAGS, *flags)
+    whole = ended(start(2, *flags, "--name=whole"))
+    assert [result.code for result in whole] == [0, 0], whole
+    commands = start(2, *flags, "--name=run")
+    folder = folder_of(tmp_path)
+    processes.until(lambda: saved(folder) >= 100, commands[0])
+    commands[killed].send(signal.SIGKILL)
+    other = commands[1 - killed].wait(120)  # It misses the other, and ends too.
+    assert other.code not in (0, 75), other
+    assert not (folder / "DONE").exists()
+    results = ended(start(2, *flags, "--name=run"))
+    assert [result.code for result in results] == [0, 0], results
+    assert "resuming at step" in results[0].stderr
+    config = replace(CONFIG, changes)
+    tiny.assert_same_bits(tiny.TINY, folder, folder_of(tmp_path, "whole"), config)
+
+
+def test_points_train_at_once_in_many_processes(start, tmp_path):
+    flags = (f"--workdir={tmp_path}", "--sweep=rates", "--executor=vmap")
+    together = (*flags, "--vmap_mode=together", "--name=rates")
+    results = ended(start(2, *together, module="launch.sweep"))
+    assert [result.code for result in results] == [0, 0], results
+    points = sorted((tmp_path / "toy.tiny/sweeps/rates").glob("0*"))
+    assert len(points) == 4
+    for point, changes in zip(points, tiny.SWEEPS["rates"], strict=True):
+        config = replace(tiny.Config(), changes)
+        other = tmp_path / "alone" / point.name
+        tiny.train(tiny.TINY, {other: config})
+        tiny.assert_close(tiny.TINY, point, other, config)
+    assert "4 done" in results[0].stdout
+    assert "done" not in results[1].stdout
+
+
+def test_nothing_listens_to_the_network(start, tmp_path):
+    flags = (f"--workdir={tmp_path}", "--name=run", *FLAGS, *LONG)
+    commands = start(2, *flags)
+    processes.until(lambda: saved(folder_of(tmp_path)) >= 200, commands[0])
+    hosts = {
+        connection.laddr.ip
+        for command in commands
+        for connection in psutil.Process(command.pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert hosts  # The coordinator's, for one.
+    loopback = re.compile(r"127\..*|::1|::ffff:127\..*")
+    assert all(loopback.fullmatch(host) for host in hosts), hosts
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--processes=2", "--process=0"), "--coordinator is missing"),
+        (("--coordinator=here:1", "--process=0"), "--processes is missing"),
+        (("--coordinator=here:1", "--processes=2"), "--process is missing"),
+        (
+            ("--coordinator=here", "--processes=2", "--process=0"),
+            "--coordinator=here: expected host:port",
+        ),
+        (
+            ("--coordinator=here:1", "--processes=2", "--process=2"),
+            "--process=2: expected less than --processes=2",
+        ),
+        (("--coordinator=here:1", "--processes=0", "--process=0"), "--processes"),
+    ],
+)
+def test_flags_that_do_not_fit_are_told(toy, tmp_path, flags, words):
+    given = ("--experiment=toy.tiny", f"--workdir={tmp_path}", *flags)
+    result = processes.fork("launch.run", *given, **toy).wait()
+    assert result.code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_experiment_starts_jax_before_processes_have_joined(data_dir):
+    code = (
+        "from launch import registry; from jax._src import xla_bridge\n"
+        "for name in registry.names():\n"
+        "    registry.load(name)\n"
+        "    assert not xla_bridge.backends_are_initialized(), name\n"
+    )
+    paths = os.pathsep.join([str(registry.ROOT.parent)])
+    result = processes.start_python("-c", code, PYTHONPATH=paths).wait()
+    assert result.code == 0, result.stderr
