@@ -42,7 +42,7 @@ class Case:
 
 
 CASES = (
-    Case("gans.toy", 1.0),
+    Case("classification.batch_norm", 1.0),
     Case("convolution.pooling", 0.2, {"data.test": 200}),
 )
 WAYS = {"together": "all at once", "in_turn": "in turn", "separate": "separate"}

@@ -74,6 +74,11 @@ def run(sweep: "Sweep") -> int:
 
     from launch.execute import say
 
+    if FLAGS.tasks_per_node != 1:
+        raise UserError(
+            f"--tasks_per_node={FLAGS.tasks_per_node}: a pod has one process, which "
+            "uses all of its --gpus"
+        )
     objects = manifest(sweep)
     if not objects:
         say(f"{sweep.name}: nothing is left to run")

@@ -35,7 +35,7 @@ flags.DEFINE_string("account", None, "slurm: Charge this account.")
 flags.DEFINE_string(
     "time", None, "slurm: A point's time until it is requeued, such as 4:00:00."
 )
-flags.DEFINE_integer("nodes", 1, "slurm: Nodes for a point.", lower_bound=1)
+flags.DEFINE_integer("nodes", 1, "slurm, kubernetes: Nodes for a point.", lower_bound=1)
 flags.DEFINE_integer(
     "tasks_per_node",
     1,
@@ -43,7 +43,7 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_integer(
-    "max_parallel", None, "slurm: Points at once (default: all).", lower_bound=1
+    "max_parallel", None, "slurm, kubernetes: Points at once (default: all).", lower_bound=1
 )
 flags.DEFINE_integer(
     "max_requeues", 20, "slurm: How often a point may be requeued.", lower_bound=0

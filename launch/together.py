@@ -75,7 +75,7 @@ def _fitting(sweep: Sweep, points: Sequence[Point]) -> list[Sequence[Point]]:
         return [points]
     if count < len(points):
         parts = math.ceil(len(points) / count)
-        gib = (limit or memory.available()) / 2**30
+        gib = FLAGS.memory_gib or memory.available() / 2**30
         say(
             f"{len(points)} points at once do not fit {gib:.3g} GiB of memory: {parts} "
             f"groups of at most {count}, one after another"
