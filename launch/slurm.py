@@ -43,7 +43,10 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_integer(
-    "max_parallel", None, "slurm, kubernetes: Points at once (default: all).", lower_bound=1
+    "max_parallel",
+    None,
+    "slurm, kubernetes: Points at once (default: all).",
+    lower_bound=1,
 )
 flags.DEFINE_integer(
     "max_requeues", 20, "slurm: How often a point may be requeued.", lower_bound=0
