@@ -1,7 +1,7 @@
 """`--executor=local`: a bounded pool of processes on this machine.
 
-A point goes on after another has failed. Each process gets a GPU of its own, or its
-share of the cores; it ends with the pool, however that ends, and the locks of what it
+A point goes on after another has failed. Each process gets GPUs of its own, as many as
+there are for each slot, or its share of the cores; it ends with the pool, however that ends, and the locks of what it
 ran are free then.
 """
 
@@ -124,10 +124,11 @@ def _start(job: Job, slot: int, slots: int) -> subprocess.Popen:
 
 
 def _environment(slot: int, slots: int) -> dict[str, str]:
-    """Gives a child its device, or its share of the cores."""
+    """Gives a child its group of GPUs, or its share of the cores."""
     devices = _visible_gpus()
     if devices:
-        return os.environ | {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
+        group = devices[slot::slots] or [devices[slot % len(devices)]]
+        return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(group)}
     share = str(max(1, (os.cpu_count() or 1) // slots))
     return os.environ | {"NPROC": share, "OMP_NUM_THREADS": share}
 
