@@ -5,6 +5,7 @@ loopback.
 """
 
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -24,6 +25,44 @@ LONG = ("--config.steps=1000000", "--config.checkpoint_every=200")
 CONFIG = replace(tiny.Config(), SETTINGS)
 # A process that is gone is missed after a while only: kill what still waits then.
 ONE = {"NPROC": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+STREAMED = '''"""The toy, whose examples are read as they are needed."""
+
+from typing import Any
+
+import jax
+
+from dl_core.data.batches import Data, Streamed
+from experiments.toy import tiny
+from experiments.toy.tiny import *
+
+
+class Source:
+    """Says which examples this process has read."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def __len__(self):
+        return len(self.arrays["inputs"])
+
+    def read(self, indices):
+        assert len(indices) * jax.process_count() == 8
+        return {name: x[indices] for name, x in self.arrays.items()}
+
+
+def streamed(arrays, prepare=None):
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return Streamed(Source(arrays), 8, prepare, **here)
+
+
+def data(config: Any, data_dir: Any) -> Data:
+    train = tiny.examples(50, config.width, 1)
+    test, few = (tiny.examples(n, config.width, seed) for n, seed in ((20, 2), (3, 3)))
+    sets = {"test": streamed(test), "few": streamed(few)}
+    return Data(streamed(train, tiny.blur), sets)
+'''
 
 
 def free_port():
@@ -89,6 +128,22 @@ def test_it_is_the_run_of_one_process(start, alone, tmp_path, count, flags):
     assert all("finished" not in result.stderr for result in results[1:])
     (again, *_) = ended(start(count, *given))
     assert (again.code, again.stderr.count("nothing to do")) == (0, 1)
+
+
+def test_each_process_reads_its_share_of_streamed_examples(toy, start, alone, tmp_path):
+    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
+    (topic / "streamed.py").write_text(STREAMED)
+    given = ("--experiment=toy.streamed", f"--workdir={tmp_path}", "--name=run")
+    try:
+        results = ended(start(2, *FLAGS, *given))
+        refused = ended(start(2, *FLAGS, *given[:2], "--model_axis=2"))
+    finally:
+        (topic / "streamed.py").unlink()
+    assert [result.code for result in results] == [0, 0], results
+    run = tmp_path / "toy.streamed/runs/run"
+    tiny.assert_close(tiny.TINY, run, alone, CONFIG)
+    assert [result.code for result in refused] == [2, 2], refused
+    assert "--model_axis=2: examples that are read as they are" in refused[0].stderr
 
 
 def saved(folder):
