@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs
-PARALLEL ?= --numprocesses=auto --dist=loadgroup
+PARALLEL ?= --numprocesses=auto --dist=loadscope
 SWEEP = --experiment=classification.batch_norm --workdir=$(WORKDIR)
 
 .PHONY: quickstart test slow lint gallery clean

@@ -20,9 +20,6 @@ from dl_core.train.records import read_rows
 from launch import registry
 
 NAMES = registry.names()
-# A sweep of more programs than this is trained at all its points by --slow alone, and
-# so is every other sweep of an experiment but the cheapest.
-FEW_PROGRAMS = 1
 
 
 def module_of(name):
@@ -155,17 +152,29 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder_of(workdir, data_dir):
-    """Returns the folder of a sweep whose first and last point are trained.
+def folder_of(request, workdir, data_dir):
+    """Returns the folder of a sweep: with `--slow` or if it is quick, trained whole.
 
-    The other points are given the results of the one of the two that has more metrics:
-    right in form, which is what drawing needs.
+    Of the others the first and the last point are trained, and the rest are given the
+    results of the one of the two that has more metrics: right in form, which is what
+    drawing needs.
     """
+    slow = request.config.getoption("--slow")
 
     @functools.cache
     def make(name, sweep):
-        experiment = registry.load(name)
         folder = workdir / name / "sweeps" / f"{sweep}-smoke"
+        if slow or sweep == quick_sweep(name):
+            flags = (f"--experiment={name}", "--preset=smoke", f"--workdir={workdir}")
+            more = (f"--sweep={sweep}", "--executor=vmap", f"--data_dir={data_dir}")
+            result = processes.fork("launch.sweep", *flags, *more).wait(1_200)
+            assert result.code == 0, result.stderr
+        else:
+            train_both_ends(name, sweep, folder)
+        return folder
+
+    def train_both_ends(name, sweep, folder):
+        experiment = registry.load(name)
         points, configs = experiment.sweeps[sweep], configs_of(experiment, sweep)
         paths = [folder / f"{i:04d}-{fingerprint(p)}" for i, p in enumerate(points)]
         for path, config in ((paths[0], configs[0]), (paths[-1], configs[-1])):
@@ -176,9 +185,33 @@ def folder_of(workdir, data_dir):
             shutil.copytree(donor, path, ignore=shutil.ignore_patterns("checkpoints"))
             saved = {"experiment": name, "config": to_dict(config)}
             write_json(path / "config.json", saved)
-        return folder
 
     return make
+
+
+def quick_sweep(name):
+    """Returns the sweep of an experiment that one program runs, of the fewest points.
+
+    None if its sweeps take several programs each.
+    """
+    experiment = registry.load(name)
+    points = {sweep: configs_of(experiment, sweep) for sweep in experiment.sweeps}
+    quick = [s for s in points if len({group_key(c) for c in points[s]}) == 1]
+    return min(quick, key=lambda sweep: len(points[sweep]), default=None)
+
+
+@pytest.fixture(scope="module")
+def draw(folder_of, workdir):
+    """Draws all figures of an experiment, once, as the command does."""
+
+    @functools.cache
+    def run(name):
+        for sweep in registry.outline(name).sweeps:
+            folder_of(name, sweep)
+        flags = (f"--experiment={name}", f"--workdir={workdir}", "--preset=smoke")
+        return processes.fork("launch.figures", *flags).wait()
+
+    return run
 
 
 def metrics(path):
@@ -204,21 +237,15 @@ def assert_sentence(text):
     assert re.search(r"\d", text)
 
 
-def figures_of(name, sweep):
-    figures = registry.load(name).figures
-    return [figure for figure, draw in figures.items() if draw.sweep == sweep]
-
-
 def runs_of(folder):
     return Runs(Run.read(path) for path in sorted(folder.glob("[0-9]*")))
 
 
 @pytest.mark.parametrize(("name", "figure"), list(cases(figures=True)))
-def test_every_figure_is_drawn(folder_of, workdir, name, figure):
-    folder = folder_of(name, registry.load(name).figures[figure].sweep)
-    flags = (f"--experiment={name}", f"--workdir={workdir}", "--preset=smoke")
-    result = processes.fork("launch.figures", *flags, f"--figure={figure}").wait()
+def test_every_figure_is_drawn(draw, folder_of, name, figure):
+    result = draw(name)
     assert result.code == 0, result.stderr
+    folder = folder_of(name, registry.load(name).figures[figure].sweep)
     assert_drawn(folder / "figures", figure)
 
 
@@ -256,33 +283,3 @@ def test_figures_and_summary_survive_a_setting_that_always_diverges(
     )
     plt.close(draw(runs))
     assert_sentence(experiment.summary(runs))
-
-
-def swept():
-    """Yields (experiment, sweep); all but an experiment's cheapest sweep are slow."""
-    for name in NAMES:
-        experiment = registry.load(name)
-        costs = {
-            sweep: (len({group_key(config) for config in configs}), len(configs))
-            for sweep in experiment.sweeps
-            for configs in [configs_of(experiment, sweep)]
-        }
-        cheapest = min(costs, key=costs.get)
-        for sweep, (programs, _) in costs.items():
-            quick = sweep == cheapest and programs <= FEW_PROGRAMS
-            marks = [] if quick else [pytest.mark.slow]
-            yield pytest.param(name, sweep, marks=marks, id=f"{name}-{sweep}")
-
-
-@pytest.mark.parametrize(("name", "sweep"), list(swept()))
-def test_every_point_of_a_sweep_is_trained_and_drawn(name, sweep, tmp_path, data_dir):
-    flags = [f"--experiment={name}", "--preset=smoke", f"--workdir={tmp_path}"]
-    more = [f"--sweep={sweep}", "--executor=vmap", f"--data_dir={data_dir}"]
-    result = processes.fork("launch.sweep", *flags, *more).wait(1_200)
-    assert result.code == 0, result.stderr
-    folder = tmp_path / name / "sweeps" / f"{sweep}-smoke"
-    for figure in figures_of(name, sweep):
-        result = processes.fork("launch.figures", *flags, f"--figure={figure}").wait()
-        assert result.code == 0, result.stderr
-        assert_drawn(folder / "figures", figure)
-    assert_sentence(registry.load(name).summary(runs_of(folder)))

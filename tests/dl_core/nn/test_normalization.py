@@ -99,9 +99,15 @@ def test_batch_norm_is_torchs_over_several_updates(case):
     expected = other(tensor)
     expected.backward(to_torch(cotangent).detach())
     variables = {"params": params, "batch_stats": statistics}
-    y, back = jax.vjp(lambda x: layer.apply(variables, x, train=False), x)
+
+    @jax.jit
+    def evaluate(variables, x, cotangent):
+        y, back = jax.vjp(lambda x: layer.apply(variables, x, train=False), x)
+        return y, *back(cotangent)
+
+    y, by_x = evaluate(variables, x, cotangent)
     close(y, from_torch(expected))
-    close(back(cotangent)[0], from_torch(tensor.grad))
+    close(by_x, from_torch(tensor.grad))
 
 
 def test_biased_batch_norm_is_flaxs_with_the_same_variables():
@@ -197,7 +203,9 @@ def matrix_of(kernel):
 def test_spectral_norm_is_torchs_step_by_step(name):
     inner, module, shape = copy.deepcopy(LAYERS[name])
     layer, x = SpectralNorm(inner, steps=2), noise(0, *shape)
-    variables = layer.init(jax.random.key(1), x, train=False)
+    variables = jax.jit(functools.partial(layer.init, train=False))(
+        jax.random.key(1), x
+    )
     params, statistics = variables["params"], variables["batch_stats"]
     set_weight(name, module, params["layer"])
     parametrizations.spectral_norm(module, "weight", 2, dim=out_axis(name))
@@ -250,21 +258,24 @@ def test_spectral_norm_is_torchs_step_by_step(name):
 def test_spectral_norm_finds_the_largest_singular_value(name):
     inner, _, shape = LAYERS[name]
     layer, x = SpectralNorm(inner, steps=50), noise(0, *shape)
-    variables = layer.init(jax.random.key(1), x, train=False)
+    variables = jax.jit(functools.partial(layer.init, train=False))(
+        jax.random.key(1), x
+    )
     kernel = variables["params"]["layer"]["kernel"]
 
     sigma = np.linalg.norm(matrix_of(kernel), 2)
     divided = {**variables["params"]["layer"], "kernel": kernel / sigma}
     expected = inner.apply({"params": divided}, x)
 
+    @functools.partial(jax.jit, static_argnums=1)
+    def apply(variables, train):
+        return layer.apply(variables, x, train=train, mutable=["batch_stats"])
+
     # Before any training it is nearly so.
-    np.testing.assert_allclose(
-        layer.apply(variables, x, train=False), expected, rtol=0.1
-    )
+    np.testing.assert_allclose(apply(variables, False)[0], expected, rtol=0.1)
     for _ in range(4):
-        _, updates = layer.apply(variables, x, train=True, mutable=["batch_stats"])
-        variables = {**variables, **updates}
-    close(layer.apply(variables, x, train=False), expected)
+        variables = {**variables, **apply(variables, True)[1]}
+    close(apply(variables, False)[0], expected)
 
 
 def test_spectral_norm_reaches_every_kernel_of_a_layer():
@@ -292,7 +303,7 @@ def test_a_kernel_of_zeros_stays_one():
 def test_flaxs_weight_norm_is_torchs(name):
     inner, module, shape = copy.deepcopy(LAYERS[name])
     layer, x = nn.WeightNorm(inner), noise(0, *shape)
-    params = layer.init(jax.random.key(1), x)["params"]
+    params = jax.jit(layer.init)(jax.random.key(1), x)["params"]
     scale_name = "layer_instance/kernel/scale"
     np.testing.assert_array_equal(params[scale_name], 1)
     set_weight(name, module, params["layer_instance"])
@@ -310,9 +321,14 @@ def test_flaxs_weight_norm_is_torchs(name):
     expected = module(tensor)
     cotangent = noise(3, *from_torch(expected).shape)
     expected.backward(to_torch(cotangent).detach())
-    y, back = jax.vjp(lambda params, x: layer.apply({"params": params}, x), params, x)
+
+    @jax.jit
+    def value_and_gradients(params, x, cotangent):
+        y, back = jax.vjp(lambda p, x: layer.apply({"params": p}, x), params, x)
+        return y, back(cotangent)
+
+    y, (by_params, by_x) = value_and_gradients(params, x, cotangent)
     close(y, from_torch(expected))
-    by_params, by_x = back(cotangent)
     close(by_x, from_torch(tensor.grad))
     close(by_params[scale_name], scale.grad.flatten())
     by_kernel = kernel_of(name, direction.grad.numpy())

@@ -1,5 +1,7 @@
 """Spectra of a network's layers against NumPy's SVD of kernels and of matrices."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,13 +45,21 @@ NAMES = ["strided", "again", "grow", "dense"]
 norms = pytest.mark.parametrize("norm", ["none", "kernel", "operator"])
 
 
+@functools.cache
 def start(norm):
     """Returns the network, an input, and variables after some training."""
     network, x = Network(norm), noise(0, 2, 6, 6, 3)
-    variables = network.init(jax.random.key(0), x, train=False)
-    for _ in range(0 if norm == "none" else 4):
+
+    @jax.jit
+    def step(variables):
         _, updates = network.apply(variables, x, train=True, mutable=["batch_stats"])
-        variables = {**variables, **updates}
+        return {**variables, **updates}
+
+    variables = jax.jit(lambda key: network.init(key, x, train=False))(
+        jax.random.key(0)
+    )
+    for _ in range(0 if norm == "none" else 4):
+        variables = step(variables)
     return network, variables, x
 
 
@@ -85,7 +95,11 @@ def close(actual, expected, tolerance=1e-4):
 @norms
 def test_spectra_are_those_of_the_matrices_of_the_divided_kernels(norm):
     network, variables, x = start(norm)
-    spectra = layer_spectra(network, variables, x, iterations=300, train=False)
+    spectra = jax.jit(
+        lambda variables: layer_spectra(
+            network, variables, x, iterations=300, train=False
+        )
+    )(variables)
     assert list(spectra) == NAMES
     matrices = operators(variables["params"])
     for name, spectrum in spectra.items():
@@ -114,8 +128,8 @@ def test_it_can_be_traced_and_keeps_the_order(norm):
 
 def test_one_example_of_the_size_does():
     network, variables, x = start("operator")
-    one = layer_spectra(network, variables, x[:1], train=False)
-    jax.tree.map(close, one, layer_spectra(network, variables, x, train=False))
+    spectra = jax.jit(lambda x: layer_spectra(network, variables, x, train=False))
+    jax.tree.map(close, spectra(x[:1]), spectra(x))
 
 
 def test_the_default_is_as_exact_as_it_says():

@@ -1,5 +1,7 @@
 """Causal networks against torch, by the support of gradients, and by parts."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -302,17 +304,18 @@ def test_dropout_drops_whole_channels_of_a_sequence():
     block, x = ResidualBlock(50, 3, dropout=0.2), normal(0, 40, 6, 2)
     variables = block.init(jax.random.key(0), x, train=False)
 
-    def rectified(**kwargs):
+    @functools.partial(jax.jit, static_argnums=0)
+    def rectified(train, key):
         _, state = block.apply(
             variables,
             x,
             capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
-            **kwargs,
+            train=train,
+            rngs={"dropout": key},
         )
         return state["intermediates"]["Dropout_0"]["__call__"][0]
 
-    kept = rectified(train=False)
-    dropped = rectified(train=True, rngs={"dropout": jax.random.key(1)})
+    kept, dropped = (rectified(train, jax.random.key(1)) for train in (False, True))
     gone = (dropped == 0).all(1, keepdims=True)
     close(dropped, jnp.where(gone, 0, kept / 0.8))
     alive = (kept > 0).any(1)
