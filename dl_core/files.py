@@ -1,6 +1,7 @@
 """Files that are whole or absent, folders held by one process, names that are safe."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -95,34 +96,38 @@ def is_locked(folder: pathlib.Path) -> bool:
     if not (folder / ".lock").exists():
         return False
     with (folder / ".lock").open() as file:
-        return not _taken(file)
+        # Shared, since NFS gives the other kind to those alone who may write.
+        return not _taken(file, fcntl.LOCK_SH)
 
 
 _PATIENCE = 0.5
 """Seconds for which a lock may be held by one who only asks whether it is."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""What a file system says that keeps no locks; there every lock is free."""
 
 
 def _take(file: IO[str], folder: pathlib.Path, wait: bool) -> None:
     end = time.monotonic() + _PATIENCE
-    while not wait and not _taken(file):
-        if time.monotonic() < end:
+    while not _taken(file):
+        if wait or time.monotonic() < end:
             time.sleep(_PATIENCE / 10)
             continue
         file.seek(0)
         holder = file.read().strip()
         by = f" (process {holder})" if holder else ""
         raise LockedError(f"{folder} is in use by another process{by}")
-    if wait:
-        fcntl.flock(file, fcntl.LOCK_EX)
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
 
 
-def _taken(file: IO[str]) -> bool:
+def _taken(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     """Takes a lock if it is free; returns whether it did."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     return True

@@ -50,10 +50,10 @@ def main(args: list[str]) -> None:
         ended = slurm.cancel(sweep.path, None if FLAGS.points is None else [*chosen])
         told = f"Slurm has ended {len(ended)} queued or running"
     print(f"{sweep.path}: cancelled; {told}")
-    if not sweep.on_slurm:
+    if not sweep.on_slurm and not running:
         print(
             "on Kubernetes: kubectl delete jobs,jobsets --selector=dl-core/sweep=… "
-            "(the sweep's command, given again, tells the whole line)"
+            "(the whole line was told when the manifest was made)"
         )
 
 

@@ -135,8 +135,9 @@ def _device_name(device: Any) -> str:
 def _commit() -> str | None:
     """Returns the commit of this code, with "+" where files differ from it."""
     root = pathlib.Path(__file__).parents[1]
-    if (root / "COMMIT").exists():  # A snapshot, which is no repository.
-        return (root / "COMMIT").read_text().strip()
+    written = root / "COMMIT"
+    if written.exists() and not (root / ".git").exists():  # A snapshot's.
+        return written.read_text().strip()
 
     def git(*args: str) -> str:
         return subprocess.run(
@@ -254,8 +255,7 @@ def _failed(runs: Sequence[Any], status: str, sentence: str) -> list[str]:
     for run in runs:
         with contextlib.suppress(OSError):
             run.fail(sentence)
-    if status == "failed":
-        processes.abandon(app.FAILED)
+    processes.abandon(exit_code([status]))
     return [status] * len(runs)
 
 

@@ -98,7 +98,7 @@ def manifest(sweep: "Sweep") -> list[dict[str, Any]]:
     """
     _check()
     left = sweep.left()
-    if _nodes() > 1 or FLAGS.tpu_type:
+    if FLAGS.nodes > 1 or FLAGS.tpu_type:
         return [_job_set(sweep, point) for point in left]
     return [_indexed_job(sweep, left)] if left else []
 
@@ -147,7 +147,7 @@ def _job_set_spec(sweep: "Sweep", point: "Point", name: str) -> dict[str, Any]:
     A pod that was preempted is replaced, and waits for the others. When one fails, the
     others cannot go on: all begin again from the last checkpoint.
     """
-    nodes = _nodes()
+    nodes = FLAGS.nodes
     arguments = _arguments(sweep, point.number)
     if nodes > 1:
         arguments += [
@@ -243,7 +243,7 @@ def _resources() -> dict[str, Any]:
     requests = {"cpu": FLAGS.cpus, "memory": FLAGS.memory}
     limits = {"memory": FLAGS.memory, "nvidia.com/gpu": FLAGS.gpus}
     if FLAGS.tpu_type:
-        limits["google.com/tpu"] = _chips() // _nodes()
+        limits["google.com/tpu"] = _chips() // FLAGS.nodes
     return {
         kind: {name: amount for name, amount in amounts.items() if amount}
         for kind, amounts in {"requests": requests, "limits": limits}.items()
@@ -268,10 +268,6 @@ def _name(sweep: "Sweep", content: object, *more: str) -> str:
     slug = re.sub(r"^[^a-z]+", "", re.sub(r"[^a-z0-9]+", "-", text))
     slug = slug[:_SLUG].strip("-") or "sweep"
     return "-".join([slug, fingerprint(content), *more])
-
-
-def _nodes() -> int:
-    return FLAGS.nodes or 1
 
 
 def _chips() -> int:
@@ -308,12 +304,12 @@ def _check() -> None:
             )
     if (FLAGS.tpu_type is None) != (FLAGS.tpu_topology is None):
         raise UserError("--tpu_type and --tpu_topology go together")
-    if FLAGS.tpu_type and _chips() % _nodes():
+    if FLAGS.tpu_type and _chips() % FLAGS.nodes:
         raise UserError(
             f"--tpu_topology={FLAGS.tpu_topology}: its {_chips()} chips are not shared "
-            f"evenly by --nodes={_nodes()}"
+            f"evenly by --nodes={FLAGS.nodes}"
         )
-    if FLAGS.max_parallel and (_nodes() > 1 or FLAGS.tpu_type):
+    if FLAGS.max_parallel and (FLAGS.nodes > 1 or FLAGS.tpu_type):
         raise UserError(
             f"--max_parallel={FLAGS.max_parallel}: bounds points of one host; where "
             "each is a JobSet, the cluster's queue does"

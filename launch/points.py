@@ -112,10 +112,6 @@ class Sweep:
     def end(self) -> None:
         """Is called when a point has been run."""
 
-    def unfinished(self) -> list[Point]:
-        """Returns the points that are neither done nor diverged."""
-        return [p for p in self.points if p.status() not in FINISHED]
-
     def cancelled(self) -> bool:
         """Returns whether `launch.cancel` has ended it."""
         return (self.folder / CANCELLED).exists()

@@ -1,8 +1,8 @@
 """`--executor=local`: a bounded pool of processes on this machine.
 
 A point goes on after another has failed. Each process gets GPUs of its own, as many as
-there are for each slot, or its share of the cores; it ends with the pool, however that ends, and the locks of what it
-ran are free then.
+there are for each slot, or its share of the cores; it ends with the pool, however that
+ends, and the locks of what it ran are free then.
 """
 
 import collections
@@ -164,6 +164,8 @@ def _ended(point: Point, code: int) -> str:
     known = {
         app.PREEMPTED: "stopped",
         -signal.SIGTERM: "stopped",
+        -signal.SIGINT: "stopped",
+        128 + signal.SIGINT: "stopped",
         app.LOCKED: "locked",
         app.MISUSED: "refused",
     }

@@ -12,7 +12,9 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from absl import flags
 
@@ -20,10 +22,14 @@ from dl_core.errors import UserError
 from launch import app
 
 FLAGS = flags.FLAGS
+T = TypeVar("T")
 _PORTS = 4096
 """Slurm jobs take one of so many ports, the last there are, as JAX has it."""
 _HEARTBEAT = 30
 """Seconds after which a process that is not heard of is taken for dead."""
+
+_MOMENT = 1
+"""Seconds within which processes that fail alike do so."""
 
 _joined: list[int] = []
 
@@ -60,9 +66,16 @@ def join() -> None:
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT, **arguments)
     except (RuntimeError, ValueError) as error:
+        if not arguments and isinstance(error, ValueError):
+            return  # JAX has found no others: libtpu is installed, but here is no TPU.
         reason = str(error).strip().splitlines()[0]
         app.fail(f"the processes of the run do not meet: {reason}", app.FAILED)
     _joined.append(jax.process_index())
+
+
+def are_many() -> bool:
+    """Returns whether flags or srun say that this process is one of several."""
+    return bool(_by_flags() or _by_slurm())
 
 
 def is_first() -> bool:
@@ -70,9 +83,39 @@ def is_first() -> bool:
     return _joined in ([], [0])
 
 
-def abandon(code: int) -> None:
-    """Leaves at once if others wait for this process: they end with it."""
+def by_first(act: Callable[[], T]) -> T:
+    """Returns, in all processes, what a function returns in the one that writes.
+
+    If it fails there all leave, with the same sentence and exit code: those that went
+    on would wait for the others.
+
+    Args:
+      act: called in that process alone; it returns JSON values.
+    """
+    result = told = None
+    if is_first():
+        try:
+            result = act()
+        except UserError as error:
+            told = [str(error), app.MISUSED]
+        except OSError as error:
+            told = [f"{error.strerror}: {error.filename}", app.FAILED]
     if _joined:
+        from dl_core.train.processes import agreed
+
+        result, told = agreed([result, told])
+    if told is not None and is_first():
+        app.fail(*told)
+    elif told is not None:
+        sys.exit(told[1])
+    return result
+
+
+def abandon(code: int) -> None:
+    """Leaves without ceremony if others wait for this process: they end with it."""
+    if _joined:
+        # Those that are about to say the same have the time to.
+        time.sleep(_MOMENT)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

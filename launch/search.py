@@ -79,10 +79,7 @@ class Search(Sweep):
 
     def begin(self, point: Point) -> Point:
         """Returns a point with its values, which are proposed if they are not yet."""
-        from dl_core.train.processes import agreed
-
-        values = self._propose(point.number) if processes.is_first() else None
-        values = agreed(values)
+        values = processes.by_first(lambda: self._propose(point.number))
         return dataclasses.replace(
             point, changes=values, config=replace(self.base, values)
         )
@@ -201,7 +198,7 @@ def chosen_search() -> Search:
       UserError: for flags that do not fit, or if Optuna is missing.
     """
     if importlib.util.find_spec("optuna") is None:
-        raise UserError("--search needs Optuna: pip install optuna")
+        raise UserError("--search needs Optuna: pip install -e .[search]")
     experiment, base, overrides = shared.chosen()
     space = parse_space(base, FLAGS.search)
     if twice := overrides.keys() & space.keys():

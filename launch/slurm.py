@@ -39,7 +39,8 @@ flags.DEFINE_integer("nodes", 1, "slurm, kubernetes: Nodes for a point.", lower_
 flags.DEFINE_integer(
     "tasks_per_node",
     1,
-    "slurm: Processes of a point on each of its nodes, such as one a GPU.",
+    "slurm: Processes of a point on each of its nodes: where there are several, each "
+    "sees one GPU of its node.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
@@ -123,7 +124,10 @@ def dry_run(sweep: "Sweep") -> None:
     from launch import commands
 
     points = _to_submit(sweep)
-    size = _max_array_size() if shutil.which("scontrol") else _DEFAULT_MAX_ARRAY_SIZE
+    try:
+        size = _max_array_size()
+    except UserError:  # No cluster is asked to show what it would be told.
+        size = _DEFAULT_MAX_ARRAY_SIZE
     for array in _arrays(sweep, points, size):
         print(shlex.join(array.command))
     for point in points:

@@ -18,15 +18,20 @@ restarts=${SLURM_RESTART_COUNT:-0}
 # What srun no longer takes over by itself.
 [ -n "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
+index=$((first + SLURM_ARRAY_TASK_ID))
+run=$(printf '%s/%04d-' "$folder" "$index")
+
 # One that dies ends the others, but not at once: the exit code is the highest of all, so
 # that killing them would hide how the first ended.
-srun --kill-on-bad-exit=0 --wait=60 "$@" --index=$((first + SLURM_ARRAY_TASK_ID))
+srun --kill-on-bad-exit=0 --wait=60 "$@" --index="$index"
 code=$?
 
 case $code in
-  75 | 143 | 134 | 137) # Saved; TERM before it could; killed, or a peer was.
+  75 | 143 | 134 | 137) # Saved; TERM before it could; ended by a peer's end; killed.
     if [ -e "$folder/CANCELLED" ]; then
       echo "cancelled: not requeued" >&2
+    elif [ $code -eq 134 ] && ls "$run"*/FAILED > /dev/null 2>&1; then
+      echo "failed, and its peers with it: not requeued" >&2
     elif [ "$restarts" -ge "$cap" ]; then
       echo "requeued $restarts times, which is --max_requeues: not again" >&2
     else

@@ -29,7 +29,7 @@ def print_summary(sweep: Sweep, statuses: Mapping[int, str]) -> None:
         if (point.path / "DONE").exists():
             run = Run.read(point.path)
             line += f"  {run.final(metric):>14.4g}  {run.result['seconds']:>8.1f}"
-        print(line)
+        print(line.rstrip())
     counts = collections.Counter(statuses.values())
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if isinstance(sweep, Search):

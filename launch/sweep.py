@@ -74,13 +74,19 @@ def main(args: list[str]) -> int:
     if args:
         raise UserError(f"{args[0]!r} is not a flag; see --help")
     search_space.check_flags()
+    _check_flags()
     if FLAGS.sweep is None and not FLAGS.search:
         known = registry.outline(registry.check(FLAGS.experiment)).sweeps
         raise UserError(f"--sweep is missing; there are {', '.join(known)}")
     sweep = _chosen()
     _choose_code(sweep)
-    if FLAGS.index is not None or FLAGS.executor == "vmap":
+    if FLAGS.index is not None or (FLAGS.executor == "vmap" and FLAGS.slots is None):
         processes.join()
+    elif processes.are_many():
+        raise UserError(
+            "each of these processes would run the whole sweep: start one, or give "
+            "--index, or --executor=vmap without --slots, and all make one run"
+        )
     if FLAGS.index is not None:
         return _one(sweep)
     if FLAGS.executor == "kubernetes" and sweep.cancelled():
@@ -88,10 +94,26 @@ def main(args: list[str]) -> int:
     executor = importlib.import_module(f"launch.{_EXECUTORS[FLAGS.executor]}")
     if FLAGS.dry_run:
         return _dry_run(sweep, executor)
-    if FLAGS.executor != "kubernetes" and processes.is_first():
-        sweep.write(extend=FLAGS.extend)
-        sweep.revive()
+    if FLAGS.executor != "kubernetes":
+        processes.by_first(lambda: _begin(sweep))
     return executor.run(sweep)
+
+
+def _begin(sweep) -> None:
+    sweep.write(extend=FLAGS.extend)
+    sweep.revive()
+
+
+def _check_flags() -> None:
+    """Refuses what another executor would understand, and this one would pass over."""
+    by_module = FLAGS.flags_by_module_dict()
+    for flag in (*by_module[slurm.__name__], *by_module[kubernetes.__name__]):
+        executors = flag.help.partition(":")[0]
+        if flag.present and FLAGS.executor not in executors:
+            raise UserError(
+                f"--{flag.name} means nothing to --executor={FLAGS.executor}; "
+                f"{flag.help}"
+            )
 
 
 def _dry_run(sweep, executor) -> int:
@@ -128,7 +150,7 @@ def _choose_code(sweep) -> None:
     if FLAGS.snapshot and not FLAGS.dry_run:
         if FLAGS.executor == "kubernetes":
             raise UserError("--snapshot: pods run the code that is in their --image")
-        sweep.write(extend=FLAGS.extend)
+        processes.by_first(lambda: sweep.write(extend=FLAGS.extend))
         snapshot.take(sweep.folder)
         snapshot.enter(sweep.folder)
 
@@ -136,33 +158,38 @@ def _choose_code(sweep) -> None:
 def _one(sweep) -> int:
     """Runs the point that `--index` names, in this process; returns the exit code."""
     from launch import commands
-    from launch.execute import execute, exit_code
+    from launch.execute import execute
+    from launch.points import numbers_text
+    from launch.summary import exit_code
 
     places = dict(enumerate(sweep.selected))
     if FLAGS.points is None:
         places = {point.number: point for point in sweep.selected}
     if FLAGS.index not in places:
         raise UserError(
-            f"--index={FLAGS.index}: {sweep.name} has the points 0 to {len(places) - 1}"
+            f"--index={FLAGS.index}: {sweep.name} has the points {numbers_text(places)}"
         )
     point = places[FLAGS.index]
     if FLAGS.dry_run:
         print(commands.shell(commands.of_point(sweep, point.number)))
         return app.DONE
-    if sweep.cancelled():
-        raise UserError(
-            f"{sweep.folder} is cancelled; the command of the whole sweep revives it"
-        )
-    if processes.is_first():
-        sweep.write(extend=FLAGS.extend)
+    processes.by_first(lambda: _go_on(sweep))
     point = sweep.begin(point)
     runs = [(point.path, point.config)]
-    statuses = execute(
+    (status,) = execute(
         sweep.experiment, runs, together=False, cancelled=sweep.cancelled
     )
     if processes.is_first():
         sweep.end()
-    return exit_code(statuses)
+    return exit_code({point.number: status})
+
+
+def _go_on(sweep) -> None:
+    if sweep.cancelled():
+        raise UserError(
+            f"{sweep.folder} is cancelled; the command of the whole sweep revives it"
+        )
+    sweep.write(extend=FLAGS.extend)
 
 
 if __name__ == "__main__":

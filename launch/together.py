@@ -25,13 +25,15 @@ FLAGS = flags.FLAGS
 
 def run(sweep: Sweep) -> int:
     """Runs the unfinished points, a program for each group; returns the exit code."""
-    groups = _groups(sweep.left())
+    # Chosen by one process, since what is left may change meanwhile.
+    chosen = processes.by_first(lambda: _groups(sweep.left()))
+    by_number = {point.number: point for point in sweep.selected}
+    groups = [[by_number[number] for number in numbers] for numbers in chosen]
     if FLAGS.slots is not None:
-        jobs = []
-        for points in groups:
-            numbers = [point.number for point in points]
-            command = commands.of_group(sweep, numbers)
-            jobs.append(pool.Job(points, command, points[0].log))
+        jobs = [
+            pool.Job(points, commands.of_group(sweep, numbers), points[0].log)
+            for points, numbers in zip(groups, chosen, strict=True)
+        ]
         statuses = pool.run_jobs(sweep, jobs, FLAGS.slots)
     else:
         statuses = _run_here(sweep, groups)
@@ -40,13 +42,13 @@ def run(sweep: Sweep) -> int:
     return exit_code(statuses)
 
 
-def _groups(points: Sequence[Point]) -> list[list[Point]]:
+def _groups(points: Sequence[Point]) -> list[list[int]]:
     """Groups points that one compiled program can run, from where they are."""
     from dl_core.config import group_key
 
-    groups: dict[object, list[Point]] = collections.defaultdict(list)
+    groups: dict[object, list[int]] = collections.defaultdict(list)
     for point in points:
-        groups[group_key(point.config), _step(point)].append(point)
+        groups[group_key(point.config), _step(point)].append(point.number)
     return list(groups.values())
 
 
@@ -93,8 +95,9 @@ def _run_here(sweep: Sweep, groups: Sequence[Sequence[Point]]) -> dict[int, str]
     if mode == "together":
         groups = [part for points in groups for part in _fitting(sweep, points)]
     for points in groups:
-        if "stopped" in statuses.values() or sweep.cancelled():
-            break
+        if "stopped" in statuses.values() or processes.by_first(sweep.cancelled):
+            statuses |= {point.number: "stopped" for point in points}
+            continue
         ended = execute(
             sweep.experiment,
             [(point.path, point.config) for point in points],

@@ -141,7 +141,7 @@ class Checkpoints:
                     opened.close()
 
     def _failed(self, error: Exception) -> SaveError:
-        kept = [int(p.name) for p in self._folder.iterdir() if p.name.isdigit()]
+        kept = [int(p.name) for p in self._folder.glob("*") if p.name.isdigit()]
         last = f"that of step {max(kept)}" if kept else "none"
         return SaveError(
             f"a checkpoint in {self._folder} could not be written "

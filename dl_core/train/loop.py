@@ -345,6 +345,7 @@ class _Training:
             except ValueError as error:
                 problem = str(error)
             if not processes.all_true(problem is None):
+                problem = problem or "another process cannot read it"
                 self.options.say(f"going back before step {step}: {problem}")
                 for run in self.runs:
                     run.checkpoints.discard(step)

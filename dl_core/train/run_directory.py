@@ -70,7 +70,6 @@ class RunDirectory:
             return
         kept = "".join(json.dumps(row) + "\n" for row in self.rows()[:rows])
         write_atomically(self._metrics, kept)
-        (self.path / "FAILED").unlink(missing_ok=True)
         self._file = self._metrics.open("a")
         from tensorboardX import SummaryWriter  # Slow to import; not all need it.
 
@@ -136,9 +135,10 @@ class RunDirectory:
             write_json(self.path / "DONE", dict(result))
 
     def fail(self, sentence: str) -> None:
-        """Writes down why this try ended in an error."""
-        if self._writes:
-            write_json(self.path / "FAILED", {"error": sentence, "time": time.time()})
+        """Writes down why this try ended in an error, in whichever process it did."""
+        file = self.path / "FAILED"
+        if not file.exists():  # Else what failed elsewhere has ended this process.
+            write_json(file, {"error": sentence, "time": time.time()})
 
     def stop(self) -> None:
         """Closes the files, once all that was saved is on the disk."""
@@ -179,6 +179,7 @@ def open_run(
                 )
         else:
             write_json(saved, wanted)
+        (path / "FAILED").unlink(missing_ok=True)
         run = RunDirectory(path, config)
         try:
             yield run

@@ -1,5 +1,7 @@
 """Safe names, whole files, locks."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -89,3 +91,12 @@ def test_a_lock_keeps_others_out_and_ends_with_its_process(tmp_path):
     assert not is_locked(tmp_path)
     with locked(tmp_path):
         assert is_locked(tmp_path)
+
+
+def test_where_the_file_system_keeps_no_locks_a_folder_is_free(tmp_path, monkeypatch):
+    def refuse(file, kind):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path), locked(tmp_path, wait=True):
+        assert not is_locked(tmp_path)

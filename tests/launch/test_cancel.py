@@ -56,9 +56,8 @@ def test_a_sweep_that_runs_saves_and_stops_and_goes_on_later(command, tmp_path):
     assert statuses(command, folder) == ["running", *["missing"] * 3]
     told = command("cancel", folder).wait()
     assert (told.code, told.stderr) == (0, "")
-    first, kubernetes = told.stdout.splitlines()
-    assert first.endswith("cancelled; 1 running save and stop, 3 more are not started")
-    assert "kubectl delete" in kubernetes
+    (line,) = told.stdout.splitlines()
+    assert line.endswith("cancelled; 1 running save and stop, 3 more are not started")
     ended = sweep.wait(60)
     assert ended.code == 75
     assert [line.split()[3] for line in ended.stdout.splitlines()[1:5]] == [
@@ -82,6 +81,16 @@ def test_nothing_is_left_to_end(command, tmp_path):
     told = command("cancel", folder).wait()
     assert told.stdout == f"{folder}: nothing is left to end (1 point: 1 done)\n"
     assert not (folder / "CANCELLED").exists()
+
+
+def test_what_runs_out_of_sight_may_run_on_kubernetes(command, tmp_path):
+    folder = by_hand.sweep(tmp_path / "s", {0: {}})
+    told = command("cancel", folder).wait()
+    assert (told.code, told.stderr) == (0, "")
+    line, kubernetes = told.stdout.splitlines()
+    assert line.endswith("cancelled; 0 running save and stop, 1 more are not started")
+    assert "kubectl delete" in kubernetes
+    assert (folder / "CANCELLED").exists()
 
 
 def test_single_points_need_slurm(command, tmp_path):

@@ -10,12 +10,14 @@ import re
 import signal
 import socket
 
+import by_hand
 import processes
 import psutil
 import pytest
 import tiny
 
 from dl_core.config import replace
+from dl_core.files import read_json
 from dl_core.train.records import read_rows
 from launch import registry
 
@@ -62,6 +64,25 @@ def data(config: Any, data_dir: Any) -> Data:
     test, few = (tiny.examples(n, config.width, seed) for n, seed in ((20, 2), (3, 3)))
     sets = {"test": streamed(test), "few": streamed(few)}
     return Data(streamed(train, tiny.blur), sets)
+'''
+
+
+PICKY = '''"""The toy, on two machines of which one has no data."""
+
+from typing import Any
+
+import jax
+
+from dl_core.data.batches import Data
+from dl_core.errors import UserError
+from experiments.toy import tiny
+from experiments.toy.tiny import *
+
+
+def data(config: Any, data_dir: Any) -> Data:
+    if jax.process_index():
+        raise UserError("no data here")
+    return tiny.data(config, data_dir)
 '''
 
 
@@ -246,6 +267,25 @@ def test_flags_that_do_not_fit_are_told(toy, tmp_path, flags, words):
     assert line.startswith("error: ")
     assert words in line
     assert not list(tmp_path.iterdir())
+
+
+def test_what_one_process_refuses_ends_all(toy, start, tmp_path):
+    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
+    (topic / "picky.py").write_text(PICKY)
+    sweep = ("--sweep=rates", "--name=rates", "--index=0", f"--workdir={tmp_path}")
+    try:
+        given = ("--experiment=toy.picky", f"--workdir={tmp_path}", "--name=run")
+        results = ended(start(2, *given))
+        by_hand.sweep(folder_of(tmp_path).parents[1] / "sweeps/rates", {0: {}})
+        changed = ended(start(2, *sweep, module="launch.sweep"))
+    finally:
+        (topic / "picky.py").unlink()
+    assert results[0].code not in (0, 2)
+    assert (results[1].code, results[1].stderr.count("no data here")) == (2, 1)
+    failed = read_json(tmp_path / "toy.picky/runs/run/FAILED")
+    assert failed["error"] == "no data here"
+    assert [result.code for result in changed] == [2, 2], changed
+    assert "holds another sweep" in changed[0].stderr
 
 
 def test_no_experiment_starts_jax_before_processes_have_joined(data_dir):
