@@ -69,10 +69,16 @@ class _InGroups(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)  # Without pytest-xdist there is none such.
 def pytest_xdist_make_scheduler(config, log):
+    config.option.loadscopereorder = False  # Else what has most tests comes first.
     return _InGroups(config, log)
 
 
+_LONG = ("test_slurm_sweep", "test_processes", "test_hostile", "test_run_bad_values")
+"""Files that come first, so that in the end no process works while others wait."""
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem not in _LONG)
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -24,6 +24,7 @@ from dl_core.experiment import Experiment, Stage
 from dl_core.train import processes
 from dl_core.train.layout import Layout
 from dl_core.train.program import Program, program
+from dl_core.train.resume import resume
 from dl_core.train.run_directory import RunDirectory, first_infinite
 
 DONE, DIVERGED, STOPPED = "done", "diverged", "stopped"
@@ -106,7 +107,7 @@ class _Training:
             self.config = options.layout.place(self.config, options.layout.replicated)
         self.ends = np.cumsum(experiment.steps(configs[0])).tolist()
         self.outcomes: list[Outcome | None] = [None] * len(runs)
-        self.latest: list[dict[str, Any]] = [{} for _ in runs]
+        self.latest: list[dict[str, Any]] = []
         self.data: dict[int, Data] = {}
         self.seconds = 0.0
         self.started = time.monotonic()
@@ -115,7 +116,8 @@ class _Training:
         if self.experiment.assets is not None:
             for run in self.runs:
                 run.keep(self.experiment.assets(run.config))
-        step, stage_index, state = self._restore()
+        step, state = self._resume()
+        stage_index = self._stage_of(step)
         self.bar = tqdm(
             total=self.ends[-1],
             initial=step,
@@ -131,6 +133,16 @@ class _Training:
                 if state is None:
                     break
         return self.outcomes
+
+    def _resume(self) -> tuple[int, PyTree | None]:
+        """Opens the runs where all of them can go on: step and state."""
+        options = self.options
+        place = resume(self.runs, self._abstract, options.layout, options.say)
+        self.seconds, self.latest = place.seconds, list(place.latest)
+        if place.step:
+            stage = self.experiment.stages[self._stage_of(place.step)]
+            options.say(f"resuming at step {place.step} ({stage.name})")
+        return place.step, place.state
 
     def _stage(self, index: int, state: PyTree, restored: bool) -> PyTree | None:
         """Runs one stage to its end; returns None if no run is left to go on."""
@@ -331,64 +343,18 @@ class _Training:
             }
         )
 
-    def _restore(self) -> tuple[int, int, PyTree | None]:
-        """Opens the runs where all of them can go on: (step, stage, state)."""
-        stages = self.experiment.stages
-        for step in self._common_steps():
-            index = next(i for i, end in enumerate(self.ends) if step <= end)
-            problem = None
-            try:
-                state, abouts = self._read(step, index)
-                for run, about in zip(self.runs, abouts, strict=True):
-                    if len(run.rows()) < about["rows"]:
-                        problem = f"{run.path / 'metrics.jsonl'} is cut short"
-            except ValueError as error:
-                problem = str(error)
-            if not processes.all_true(problem is None):
-                problem = problem or "another process cannot read it"
-                self.options.say(f"going back before step {step}: {problem}")
-                for run in self.runs:
-                    run.checkpoints.discard(step)
-                continue
-            for number, (run, about) in enumerate(zip(self.runs, abouts, strict=True)):
-                for later in (s for s in run.checkpoints.steps() if s > step):
-                    run.checkpoints.discard(later)
-                run.start(about["rows"], step)
-                self.seconds = max(self.seconds, about["seconds"])
-                for row in run.rows():
-                    values = {k: v for k, v in row.items() if "/" in k}
-                    self.latest[number] |= values
-            self.options.say(f"resuming at step {step} ({stages[index].name})")
-            return step, index, state
-        for run in self.runs:
-            run.start(0, 0)
-        return 0, 0, None
-
-    def _common_steps(self) -> list[int]:
-        steps = [set(run.checkpoints.steps()) for run in self.runs]
-        return sorted(set.intersection(*steps), reverse=True)
-
-    def _read(self, step: int, index: int) -> tuple[PyTree, list[dict[str, Any]]]:
+    def _abstract(self, step: int) -> PyTree[jax.ShapeDtypeStruct]:
+        """Returns the shapes and shardings of the state at a step."""
+        last = self._stage_of(step)
         shapes = None
-        for i in range(index + 1):
+        for index in range(last + 1):
             previous = () if shapes is None else (shapes,)
-            shapes = jax.eval_shape(self._program(i).init, self.config, *previous)
-        abstract = self._program(index).place_shapes(shapes)
-        if self.points is None:
-            state, about = self.runs[0].checkpoints.restore(step, abstract)
-            return state, [about]
-        single = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape[1:], x.dtype, sharding=self.options.layout.replicated
-            ),
-            abstract,
-        )
-        read = [run.checkpoints.restore(step, single) for run in self.runs]
-        states = jax.device_get([state for state, _ in read])
-        state = jax.tree.map(lambda *xs: np.stack(xs), *states)
-        shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        place = self.options.layout.place
-        return jax.tree.map(place, state, shardings), [about for _, about in read]
+            init = self._program(index).init
+            shapes = jax.eval_shape(init, self.config, *previous)
+        return self._program(last).place_shapes(shapes)
+
+    def _stage_of(self, step: int) -> int:
+        return next(i for i, end in enumerate(self.ends) if step <= end)
 
     def _close_data(self) -> None:
         """Ends the reading of streamed data, of all stages."""

@@ -1,5 +1,7 @@
 """CBOW: exact probabilities, which rows a step touches, what is scored, bad paths."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +84,9 @@ def test_a_step_touches_the_rows_of_the_block_and_the_negatives(config_of):
     assert len(changed["output"] - {5, 7}) <= 3
     last = state.replace(step=jnp.int32(config.steps))
     still, _ = step(config, last, batch, jax.random.key(1))
-    jax.tree.map(np.testing.assert_array_equal, still.params, state.params)
+    # But for rounding, the step has fallen to nothing.
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    jax.tree.map(same, still.params, state.params)
 
 
 def test_the_analogies_that_ship_are_scored_and_files_where_there_are(

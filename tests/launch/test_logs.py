@@ -17,8 +17,15 @@ def logs():
 
     def start(*arguments):
         command = [sys.executable, "-m", "launch.logs", *map(str, arguments)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return started[-1]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Else Ctrl-C means nothing where the tests run in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(process)
+        return process
 
     yield start
     for command in started:
