@@ -120,6 +120,10 @@ class Sweep:
         """Takes back what `launch.cancel` said, since it is run again."""
         (self.folder / CANCELLED).unlink(missing_ok=True)
 
+    def unfinished(self) -> list[Point]:
+        """Returns the points that are neither done nor diverged."""
+        return [p for p in self.points if p.status() not in FINISHED]
+
     def left(self) -> list[Point]:
         """Returns the selected points that are neither done nor diverged."""
         return [p for p in self.selected if p.status() not in FINISHED]
