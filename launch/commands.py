@@ -11,7 +11,8 @@ from typing import Any
 
 from absl import flags
 
-from launch.points import Sweep, numbers_text
+from launch.point_numbers import numbers_text
+from launch.points import Sweep
 
 FLAGS = flags.FLAGS
 _HOW = ("launch.sweep", "launch.slurm", "launch.kubernetes")

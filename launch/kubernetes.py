@@ -16,6 +16,7 @@ from absl import flags
 
 from dl_core.errors import UserError
 from launch import app
+from launch.point_numbers import numbers_text
 
 if TYPE_CHECKING:
     from launch.points import Point, Sweep
@@ -105,8 +106,6 @@ def manifest(sweep: "Sweep") -> list[dict[str, Any]]:
 
 def _indexed_job(sweep: "Sweep", left: Sequence["Point"]) -> dict[str, Any]:
     """Returns a Job whose pod I runs the I-th of the points."""
-    from launch.points import numbers_text
-
     arguments = _arguments(sweep, _INDEX)
     if len(left) < len(sweep.points):
         arguments.append(f"--points={numbers_text(point.number for point in left)}")

@@ -25,6 +25,7 @@ from absl import flags
 from dl_core.errors import UserError
 from dl_core.files import locked, read_json, write_json
 from launch import app
+from launch.point_numbers import numbers_text
 
 if TYPE_CHECKING:
     from launch.points import Point, Sweep
@@ -191,8 +192,6 @@ def _arrays(sweep: "Sweep", points: Sequence["Point"], max_size: int) -> list[Ar
     Each is of a block of 10, 100, … points, the largest such that fits an array: so
     Slurm itself can name their logs, such as `logs/12%2a.log` of the block of 1200.
     """
-    from launch.points import numbers_text
-
     digits = max(1, len(str(max_size)) - 1)
     block = 10**digits
     arrays = []
@@ -248,8 +247,6 @@ def _command(sweep: "Sweep", first: int, tasks: str, log: str) -> list[str]:
 
 
 def _submit(folder: pathlib.Path, array: Array) -> None:
-    from launch.points import numbers_text
-
     job = _call(*array.command).stdout.strip().partition(";")[0]  # 123;cluster
     numbers = numbers_text(point.number for point in array.points)
     entry = {

@@ -16,6 +16,7 @@ from absl import flags
 from dl_core.errors import UserError
 from launch import app, kubernetes, processes, registry, search_space, slurm, snapshot
 from launch import flags as shared
+from launch.point_numbers import numbers_text
 
 FLAGS = flags.FLAGS
 shared.define_run_flags()
@@ -159,7 +160,6 @@ def _one(sweep) -> int:
     """Runs the point that `--index` names, in this process; returns the exit code."""
     from launch import commands
     from launch.execute import execute
-    from launch.points import numbers_text
     from launch.summary import exit_code
 
     places = dict(enumerate(sweep.selected))

@@ -18,6 +18,7 @@ from absl import flags
 from dl_core.errors import UserError
 from dl_core.files import read_json
 from dl_core.train import records
+from launch.point_numbers import parse_numbers
 
 FLAGS = flags.FLAGS
 _ALIVE = ("queued", "running")
@@ -141,8 +142,6 @@ class SweepFolder:
         """Returns the points that `--points` names: all, where it is None."""
         if text is None:
             return list(self.points)
-        from launch.points import parse_numbers  # Slow: it imports JAX.
-
         known = [point.number for point in self.points]
         chosen = set(parse_numbers("--points", text, known))
         return [point for point in self.points if point.number in chosen]

@@ -312,3 +312,10 @@ def assert_close(experiment: Experiment, folder: Any, other: Any, config: Any, *
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_allclose(found[name], array, **bound, err_msg=name)
+
+
+def first_losses(folder: pathlib.Path) -> dict[str, Any]:
+    """The metrics of the first row of training: later ones enlarge rounding."""
+    rows = read_rows(folder / "metrics.jsonl")
+    row = next(row for row in rows if any(name.startswith("train/") for name in row))
+    return {name: value for name, value in row.items() if name.startswith("train/")}

@@ -7,20 +7,13 @@ import numpy as np
 import processes
 import pytest
 import sharded_experiment
+import tiny
 
-from dl_core.train.records import read_rows
 from launch import registry
 
 TWO = {
     "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
 }
-
-
-def first_losses(path):
-    """The metrics of the first row of training: later ones enlarge rounding."""
-    rows = read_rows(path / "metrics.jsonl")
-    row = next(row for row in rows if any(name.startswith("train/") for name in row))
-    return {k: v for k, v in row.items() if k.startswith("train/")}
 
 
 @pytest.mark.slow
@@ -31,9 +24,9 @@ def test_split_over_devices_it_is_that_of_one(name, tmp_path, data_dir):
     arguments = (script, name, tmp_path, data_dir)
     result = processes.start_python(*arguments, PYTHONPATH=paths, **TWO).wait(900)
     assert result.code == 0, result.stderr
-    wanted = first_losses(tmp_path / "one")
+    wanted = tiny.first_losses(tmp_path / "one")
     for layout in sharded_experiment.LAYOUTS:
-        found = first_losses(tmp_path / layout)
+        found = tiny.first_losses(tmp_path / layout)
         assert found.keys() == wanted.keys()
         for key, value in wanted.items():
             message = f"{layout}: {key}"

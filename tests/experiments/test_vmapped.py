@@ -18,16 +18,6 @@ def experiments():
         yield pytest.param(name, marks=marks)
 
 
-def first_losses(path):
-    """The metrics of the first row of training: later ones enlarge rounding."""
-    row = next(
-        row
-        for row in read_rows(path / "metrics.jsonl")
-        if any(name.startswith("train/") for name in row)
-    )
-    return {k: v for k, v in row.items() if k.startswith("train/")}
-
-
 @pytest.mark.parametrize("name", list(experiments()))
 def test_two_seeds_at_once_are_each_alone(name, tmp_path, data_dir):
     experiment = registry.load(name)
@@ -41,7 +31,7 @@ def test_two_seeds_at_once_are_each_alone(name, tmp_path, data_dir):
     for found, wanted in zip(*rows, strict=True):
         assert found.keys() == wanted.keys()
         assert found["step"] == wanted["step"]
-    found, wanted = (first_losses(p) for p in (tmp_path / "together1", *alone))
+    found, wanted = (tiny.first_losses(p) for p in (tmp_path / "together1", *alone))
     for key, value in wanted.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
-    assert first_losses(tmp_path / "together0") != found
+    assert tiny.first_losses(tmp_path / "together0") != found

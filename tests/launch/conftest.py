@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 
+import processes
 import pytest
 import tiny
 
@@ -21,3 +22,13 @@ def toy(tmp_path_factory):
     (root / "torch.py").write_text("raise ImportError")
     paths = [str(root), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+@pytest.fixture(scope="module")
+def failing(toy, tmp_path_factory):
+    """The workdir of a sweep by the local executor: one point done, one diverged."""
+    workdir = tmp_path_factory.mktemp("runs")
+    given = ("--experiment=toy.tiny", "--sweep=failing", f"--workdir={workdir}")
+    result = processes.fork("launch.sweep", *given, "--slots=2", **toy).wait()
+    assert result.code == 0, result
+    return workdir

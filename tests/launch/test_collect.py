@@ -15,14 +15,9 @@ from dl_core.config import flatten
 from dl_core.train.records import read_rows
 
 
-@pytest.fixture(scope="module")
-def swept(toy, tmp_path_factory):
-    """The folder of a sweep by the local executor: one point done, one diverged."""
-    workdir = tmp_path_factory.mktemp("runs")
-    given = ("--experiment=toy.tiny", "--sweep=failing", f"--workdir={workdir}")
-    result = processes.fork("launch.sweep", *given, "--slots=2", **toy).wait()
-    assert result.code == 0, result
-    return workdir / "toy.tiny/sweeps/failing"
+@pytest.fixture
+def swept(failing):
+    return failing / "toy.tiny/sweeps/failing"
 
 
 @pytest.fixture

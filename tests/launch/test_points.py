@@ -7,7 +7,7 @@ import processes
 import pytest
 
 from dl_core.errors import UserError
-from launch.points import numbers_text, parse_numbers
+from launch.point_numbers import numbers_text, parse_numbers
 
 NAME = "toy.tiny"
 

@@ -23,23 +23,13 @@ def status(toy):
     return run
 
 
-@pytest.fixture(scope="module")
-def swept(toy, tmp_path_factory):
-    """The workdir of a sweep by the local executor: one point done, one diverged."""
-    workdir = tmp_path_factory.mktemp("runs")
-    given = ("--experiment=toy.tiny", "--sweep=failing", f"--workdir={workdir}")
-    result = processes.fork("launch.sweep", *given, "--slots=2", **toy).wait()
-    assert result.code == 0, result
-    return workdir
-
-
 def lines_of(result):
     assert (result.code, result.stderr) == (0, ""), result
     return [line.split() for line in result.stdout.splitlines()]
 
 
-def test_a_finished_sweep(swept, status):
-    folder = swept / "toy.tiny/sweeps/failing"
+def test_a_finished_sweep(failing, status):
+    folder = failing / "toy.tiny/sweeps/failing"
     title, head, done, diverged, counts = lines_of(status(folder))
     assert title == [str(folder)]
     assert head == ["point", "status", "step", "test/loss", "last", "row"]
@@ -54,8 +44,8 @@ def test_a_finished_sweep(swept, status):
     assert counts == ["2", "points:", "1", "done,", "1", "diverged"]
 
 
-def test_the_metric_can_be_chosen(swept, status):
-    folder = swept / "toy.tiny/sweeps/failing"
+def test_the_metric_can_be_chosen(failing, status):
+    folder = failing / "toy.tiny/sweeps/failing"
     _, head, done, *_ = lines_of(status(folder, "--metric=observed/norm"))
     (path,) = folder.glob("0000-*")
     rows = read_rows(path / "metrics.jsonl")
