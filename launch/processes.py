@@ -4,6 +4,7 @@ It happens by itself under srun with several tasks, mpirun, and on the hosts of 
 slice; elsewhere `--coordinator`, `--processes` and `--process` say who is who.
 """
 
+import contextlib
 import importlib.util
 import ipaddress
 import itertools
@@ -28,8 +29,11 @@ _PORTS = 4096
 _HEARTBEAT = 30
 """Seconds after which a process that is not heard of is taken for dead."""
 
-_MOMENT = 1
+_PATIENCE = 15
 """Seconds within which processes that fail alike do so."""
+
+_MOMENT = 1
+"""Seconds within which processes leave that have been told to."""
 
 _joined: list[int] = []
 
@@ -112,13 +116,23 @@ def by_first(act: Callable[[], T]) -> T:
 
 
 def abandon(code: int) -> None:
-    """Leaves without ceremony if others wait for this process: they end with it."""
-    if _joined:
-        # Those that are about to say the same have the time to.
+    """Leaves without ceremony if others wait for this process: they end with it.
+
+    Those that are about to leave for the same reason have the time to say so.
+    """
+    if not _joined:
+        return
+    import jax
+    from orbax.checkpoint import multihost
+
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Not all of them come.
+        meet = multihost.get_barrier_sync_fn()
+        meet(key="abandon", timeout_ms=1000 * _PATIENCE)
+    if is_first():  # Through it the others learn that all have come.
         time.sleep(_MOMENT)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def stop_together(came: Callable[[], bool]) -> Callable[[], bool]:

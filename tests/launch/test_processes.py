@@ -86,6 +86,25 @@ def data(config: Any, data_dir: Any) -> Data:
 '''
 
 
+SLOW = '''"""The toy, on two machines without data, of which one finds out late."""
+
+import time
+from typing import Any
+
+import jax
+
+from dl_core.data.batches import Data
+from dl_core.errors import UserError
+from experiments.toy import tiny
+from experiments.toy.tiny import *
+
+
+def data(config: Any, data_dir: Any) -> Data:
+    time.sleep(4 * jax.process_index())
+    raise UserError("no data anywhere")
+'''
+
+
 def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -286,6 +305,18 @@ def test_what_one_process_refuses_ends_all(toy, start, tmp_path):
     assert failed["error"] == "no data here"
     assert [result.code for result in changed] == [2, 2], changed
     assert "holds another sweep" in changed[0].stderr
+
+
+def test_all_tell_the_same_mistake_however_late(toy, start, tmp_path):
+    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
+    (topic / "slow.py").write_text(SLOW)
+    given = ("--experiment=toy.slow", f"--workdir={tmp_path}", "--name=run")
+    try:
+        results = ended(start(2, *given))
+    finally:
+        (topic / "slow.py").unlink()
+    assert [result.code for result in results] == [2, 2], results
+    assert all("no data anywhere" in result.stderr for result in results)
 
 
 def test_no_experiment_starts_jax_before_processes_have_joined(data_dir):
