@@ -41,7 +41,7 @@ flags.DEFINE_bool("publish", False, "Put the figure beside the experiments, too.
 SWEEP = "seeds"
 _METRIC = "test/ap50"
 _CLOSE = 1.5
-"""Points of AP below which a label makes way for the one above it."""
+"""Points of AP below which a label goes left, where the one above it is right."""
 _LOOKS = {
     "rcnn": ("R-CNN", "C3"),
     "fast_rcnn": ("Fast R-CNN", "C1"),
@@ -188,15 +188,16 @@ def draw(found: Sequence[Measured]) -> Any:
         label, color = _LOOKS[each.name]
         values = 100 * np.array(each.precision)
         values = values[np.isfinite(values)]
-        down = 10 if above - values.mean() < _CLOSE else 3
+        side, align = (-10, "right") if above - values.mean() < _CLOSE else (10, "left")
         above = values.mean()
         ax.plot([each.total] * len(values), values, "o", color=color, ms=4, alpha=0.5)
         ax.plot(each.total, values.mean(), "_", color=color, ms=16, mew=2.5)
         ax.annotate(
             label,
             (each.total, values.mean()),
-            (10, -down),
+            (side, -3),
             textcoords="offset points",
+            ha=align,
             color=color,
         )
         if each.search:

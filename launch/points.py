@@ -23,9 +23,9 @@ from dl_core.files import inside, locked, read_json, write_json
 from dl_core.train.records import FINISHED, status
 from launch import flags as shared
 from launch.point_numbers import parse_numbers
+from launch.sweep_folder import CANCELLED, log_file
 
 FLAGS = flags.FLAGS
-CANCELLED = "CANCELLED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Point:
     @property
     def log(self) -> pathlib.Path:
         """Where its process prints to, if it has one of its own."""
-        return self.path.parent / "logs" / f"{self.number:04d}.log"
+        return log_file(self.path.parent, self.number)
 
     def status(self) -> str:
         """Returns how far it is; see `dl_core.train.records.status`."""

@@ -3,8 +3,9 @@
 Copies what was measured beside the experiment, into `experiments/<topic>/results/`: a
 JSON file with the rows of every run and what produced them, and the figures that draw
 the sweep. Those of a preset have its name after a hyphen: `adding.networks-paper.json`.
-Then renews the table of the README, which is made from these files alone. `--readme`
-renews the table only.
+Then renews what is made from these files alone: the table of the README, and of every
+topic a page with all numbers and figures, `experiments/<topic>/README.md`. `--readme`
+renews these only.
 """
 
 import json
@@ -14,13 +15,16 @@ import sys
 from absl import flags
 
 from dl_core.errors import UserError
+from dl_core.files import write_atomically
 from launch import app, registry
 from launch import flags as shared
 
 FLAGS = flags.FLAGS
 shared.define_sweep_flag()
 flags.adopt_module_key_flags(shared)
-flags.DEFINE_bool("readme", False, "Renew the table of the README only.")
+flags.DEFINE_bool(
+    "readme", False, "Renew the README's table and the topics' pages only."
+)
 
 README = pathlib.Path(registry.ROOT).parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -35,15 +39,16 @@ def main(args: list[str]) -> int:
             raise UserError("--sweep is missing; see python -m launch.list")
         for path in publish():
             print(path)
-    README.write_text(renewed(README.read_text()))
-    print(README)
+    for path, text in pages().items():
+        if not path.exists() or path.read_text() != text:
+            write_atomically(path, text)
+            print(path)
     return app.DONE
 
 
 def publish() -> list[pathlib.Path]:
     """Writes the results and the figures of the chosen sweep; returns the files."""
     from dl_core.config import to_dict
-    from dl_core.files import write_atomically
     from dl_core.results import Run
     from launch import commands
     from launch.figures import draw, require_complete
@@ -140,21 +145,58 @@ def summaries(name: str) -> dict[str, str]:
     return told
 
 
+def pages() -> dict[pathlib.Path, str]:
+    """Returns the README and the topics' pages, made anew from published results."""
+    topics: dict[str, list[str]] = {}
+    for name in registry.names():
+        topics.setdefault(name.split(".")[0], []).append(name)
+    folder = pathlib.Path(registry.ROOT)
+    texts = {
+        folder / topic / README.name: _page(topic, topics[topic]) for topic in topics
+    }
+    return {README: renewed(README.read_text()), **texts}
+
+
 def renewed(text: str) -> str:
-    """Returns the README's text with its table made anew from the published results."""
+    """Returns the README's text with its table made anew from the published results.
+
+    Of each experiment it has the first of the published sweeps.
+    """
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
     rows = ["| experiment | topic | measured |", "| --- | --- | --- |"]
     for name in registry.names():
-        outline = registry.outline(name)
-        link = f"[`{name}`](experiments/{name.replace('.', '/')}.py)"
-        measured = []
-        for label, sentence in summaries(name).items():
-            results = published(name)[label]
-            cost = f"{len(results['runs'])} runs, {_duration(results['seconds'])}"
-            measured.append(f"{sentence} (`{label}`: {cost} on {results['device']})")
-        rows.append(f"| {link} | {outline.topic} | {'<br>'.join(measured)} |")
+        topic, module = name.split(".")
+        link = f"[`{name}`](experiments/{topic}/{module}.py)"
+        sentences = summaries(name)
+        more = f"[all numbers and figures](experiments/{topic}/{README.name}#{module})"
+        measured = f"{next(iter(sentences.values()))} {more}" if sentences else ""
+        rows.append(f"| {link} | {registry.outline(name).topic} | {measured} |")
     return head + BEGIN + "\n" + "\n".join(rows) + "\n" + END + tail
+
+
+def _page(topic: str, names: list[str]) -> str:
+    """Returns a topic's page: of each experiment all that is published."""
+    lines = [
+        f"# {topic}",
+        "What the experiments of this topic gave: mean ± standard deviation over "
+        "seeds. Made by `python -m launch.publish` from the files in `results/`; what "
+        "to look for is said at the top of each module.",
+    ]
+    for name in names:
+        module = name.split(".")[1]
+        lines += [f"## [{module}]({module}.py)", registry.outline(name).topic]
+        found = published(name)
+        for label, sentence in summaries(name).items():
+            results = found[label]
+            cost = f"{len(results['runs'])} runs, {_duration(results['seconds'])}"
+            lines += [
+                f"**{label}** ({cost} on {results['device']}). {sentence}",
+                f"```sh\n{results['command']}\n```",
+            ]
+            for figure, path in figure_paths(registry.load(name), results).items():
+                lines.append(f"![{module}, {figure}](results/{path.name})")
+    return "\n\n".join(lines) + "\n"
 
 
 def _common(name: str, runs: list) -> object:

@@ -21,6 +21,9 @@ from dl_core.train import records
 from launch.point_numbers import parse_numbers
 
 FLAGS = flags.FLAGS
+CANCELLED = "CANCELLED"
+"""The file in a sweep's folder that ends it."""
+
 _ALIVE = ("queued", "running")
 _RUN = re.compile(r"(\d{4,})-[0-9a-f]{8}")
 _BLOCK = 2**16
@@ -111,7 +114,7 @@ class SweepFolder:
     @property
     def cancelled(self) -> pathlib.Path:
         """The mark that ends it, where it exists."""
-        return self.path / "CANCELLED"
+        return self.path / CANCELLED
 
     @property
     def on_slurm(self) -> bool:
@@ -147,6 +150,11 @@ class SweepFolder:
         return [point for point in self.points if point.number in chosen]
 
 
+def log_file(folder: pathlib.Path, number: int) -> pathlib.Path:
+    """Returns where a point's process prints to, if it has one of its own."""
+    return folder / "logs" / f"{number:04d}.log"
+
+
 def read(folder: pathlib.Path) -> SweepFolder:
     """Reads a sweep's folder.
 
@@ -176,7 +184,7 @@ def read(folder: pathlib.Path) -> SweepFolder:
                 number,
                 changed,
                 runs.get(number),
-                folder / "logs" / f"{number:04d}.log",
+                log_file(folder, number),
                 changed.get("steps", steps),
             )
             for number, changed in sorted(changes.items())

@@ -45,7 +45,9 @@ def told(experiment, row, runs) -> Iterator[str]:
     yield f"{row.task} ({row.metric}{row.unit}, {row.better} is better)"
     groups = runs.by("model.name")
     points = experiment.sweeps[row.sweep]
-    names = dict.fromkeys([*row.published, *(p.get("model.name") for p in points)])
+    names = dict.fromkeys(
+        [*row.published, *(p.get("model.name") for p in points), *groups]
+    )
     missing = False
     for name in filter(None, names):
         ours = groups.get(name)

@@ -1,4 +1,4 @@
-"""Translation: attention keeps long sentences, which one vector between networks loses.
+"""Translation: attention beats one vector between networks at every length.
 
 Sutskever, Vinyals & Le, 2014 (arXiv:1409.3215): one LSTM reads a sentence, another
 writes its translation, and all that passes between them is a state. Bahdanau, Cho &

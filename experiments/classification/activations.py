@@ -395,4 +395,4 @@ def _words(times: Float[np.ndarray, " runs"]) -> str:
     there = int(np.isfinite(times).sum())
     if there == len(times):
         return mean_and_spread(times)
-    return f"in {there} of {len(times)} runs" if there else "never"
+    return f"only in {there} of {len(times)} runs" if there else "in no run"

@@ -425,6 +425,7 @@ def summary(runs: Runs) -> str:
         perplexity = mean_and_spread(group.final(MAIN_METRIC))
         parts.append(f"{name} {perplexity}, {right} of analogies")
     return (
-        f"Perplexity of a held-out word after {_millions(runs[0]):.2g} million words, "
+        f"Perplexity of a held-out word after {_millions(runs[0]):.2g} million words "
+        f"at a step size of {runs[0].config['learning_rate']:g}, "
         f"{len(runs.values('seed'))} seeds: {'; '.join(parts)}."
     )

@@ -1,4 +1,4 @@
-"""Copy memory: a TCN recalls ten symbols after any delay, an LSTM of its size does not.
+"""Copy memory: a TCN recalls what its receptive field holds, an LSTM does not.
 
 Bai, Kolter & Koltun, "An empirical evaluation of generic convolutional and recurrent
 networks for sequence modeling", 2018 (arXiv:1803.01271), section 5.1 and figures 3 and

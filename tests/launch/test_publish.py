@@ -14,8 +14,18 @@ from launch import publish, registry
 README = publish.README.read_text()
 
 
-def test_the_readme_table_is_current():
-    assert publish.renewed(README) == README, "run python -m launch.publish --readme"
+def test_what_is_made_from_results_is_current():
+    for path, text in publish.pages().items():
+        assert path.read_text() == text, "run python -m launch.publish --readme"
+
+
+def test_a_topics_page_shows_every_published_figure():
+    for name in registry.names():
+        folder = registry.results_folder(name)
+        text = (folder.parent / "README.md").read_text()
+        module = name.split(".")[1]
+        shown = set(re.findall(rf"\(results/({module}\.\S+\.png)\)", text))
+        assert shown == {path.name for path in folder.glob(f"{module}.*.png")}
 
 
 @pytest.mark.parametrize("name", registry.names())
