@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import matplotlib.transforms
 import numpy as np
 from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
@@ -147,9 +148,37 @@ def principal_plane(
     for number, group in enumerate(groups):
         for name, point in zip(group, points, strict=False):
             ax.plot(*point, ".", color=f"C{number}", ms=3)
-            ax.annotate(name, point, color=f"C{number}", fontsize=8)
+            looks = {"color": f"C{number}", "fontsize": 8}
+            ax.annotate(name, point, (0, 0), textcoords="offset points", **looks)
     ax.set(xlabel="first component", ylabel="second component")
+    ax.margins(0.12)
+    _untangle(ax)
     return float((scale[:2] ** 2).sum() / (scale**2).sum())
+
+
+def _untangle(ax: plt.Axes) -> None:
+    """Moves the labels of points to where they hide no other, if there is such a place.
+
+    A label is beside its point, above or below it.
+    """
+    sides = [(4, "left"), (-4, "right"), (0, "center")]
+    places = [(x, y, align) for y in (-3, 5, -11, 13, -19) for x, align in sides]
+    ax.figure.draw_without_rendering()
+    taken = [
+        matplotlib.transforms.Bbox.from_bounds(x - 2, y - 2, 4, 4)
+        for line in ax.lines
+        for x, y in ax.transData.transform(line.get_xydata())
+    ]
+    for text in ax.texts:
+        boxes = []
+        for x, y, align in places:
+            text.set(position=(x, y), ha=align)
+            boxes.append(text.get_window_extent())
+        hidden = [sum(box.overlaps(other) for other in taken) for box in boxes]
+        best = int(np.argmin(hidden))
+        x, y, align = places[best]
+        text.set(position=(x, y), ha=align)
+        taken.append(boxes[best])
 
 
 def mean_and_range(

@@ -69,6 +69,18 @@ def test_the_plane_is_that_of_the_largest_variance():
     plt.close()
 
 
+def test_names_of_vectors_that_lie_together_can_be_read():
+    fig, ax = plt.subplots()
+    near = {name: np.array([1.0, 0, i / 100]) for i, name in enumerate(("one", "two"))}
+    far = {name: np.array([0.0, i, 0]) for i, name in enumerate(("left", "right"))}
+    principal_plane(ax, [near, far])
+    fig.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    plt.close()
+
+
 @pytest.mark.parametrize("points", [3, 0])
 def test_a_curve_is_the_mean_and_its_band_the_range(points):
     values = np.array([[1.0, 2, 6], [3, 2, 0]])[:, :points]
