@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dl_core.train.records import FINISHED
-from launch import app, commands
+from launch import app, commands, processes
 from launch.execute import say, stop_on_signals
 from launch.points import Point, Sweep
 from launch.summary import exit_code, print_summary
@@ -67,6 +67,7 @@ def run_jobs(sweep: Sweep, jobs: Sequence[Job], slots: int) -> dict[int, str]:
     Returns:
       How each selected point of the sweep ended, by number.
     """
+    sweep.revive()
     statuses = {point.number: point.status() for point in sweep.selected}
     waiting = collections.deque(jobs)
     free = list(range(slots))
@@ -107,7 +108,12 @@ def run_jobs(sweep: Sweep, jobs: Sequence[Job], slots: int) -> dict[int, str]:
 
 
 def default_slots() -> int:
-    """Returns how many processes fit this machine: one a GPU, or half the cores."""
+    """Returns how many processes fit this machine: one a GPU, or half the cores.
+
+    A TPU's chips belong to one process.
+    """
+    if processes.may_have_tpu():
+        return 1
     return len(_visible_gpus()) or max(1, (os.cpu_count() or 1) // 2)
 
 

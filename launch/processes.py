@@ -11,9 +11,7 @@ import itertools
 import os
 import re
 import signal
-import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -32,10 +30,10 @@ _HEARTBEAT = 30
 _PATIENCE = 15
 """Seconds within which processes that fail alike do so."""
 
-_MOMENT = 1
-"""Seconds within which processes leave that have been told to."""
-
 _joined: list[int] = []
+_abandoned = itertools.count()
+_asked = itertools.count()
+"""How often the processes were asked whether to stop: alike in all of them."""
 
 
 def define_flags() -> None:
@@ -118,18 +116,17 @@ def by_first(act: Callable[[], T]) -> T:
 def abandon(code: int) -> None:
     """Leaves without ceremony if others wait for this process: they end with it.
 
-    Those that are about to leave for the same reason have the time to say so.
+    Where all have failed alike none waits, and they go on to what is next.
     """
     if not _joined:
         return
     import jax
     from orbax.checkpoint import multihost
 
+    meet = multihost.get_barrier_sync_fn()
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # Not all of them come.
-        meet = multihost.get_barrier_sync_fn()
-        meet(key="abandon", timeout_ms=1000 * _PATIENCE)
-    if is_first():  # Through it the others learn that all have come.
-        time.sleep(_MOMENT)
+        meet(key=f"abandon {next(_abandoned)}", timeout_ms=1000 * _PATIENCE)
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -148,17 +145,22 @@ def stop_together(came: Callable[[], bool]) -> Callable[[], bool]:
         return came
     from jax.experimental import multihost_utils
 
-    calls = itertools.count()
     told: list[bool] = []
 
     def stop() -> bool:
         if came():
             os.kill(os.getpid(), signal.SIGTERM)
-        if not told and multihost_utils.reached_preemption_sync_point(next(calls)):
+        if not told and multihost_utils.reached_preemption_sync_point(next(_asked)):
             told.append(True)
         return bool(told)
 
     return stop
+
+
+def may_have_tpu() -> bool:
+    """Returns whether JAX will look for a TPU here; JAX is not started."""
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 
 def signals() -> tuple[int, ...]:
@@ -181,8 +183,9 @@ def _by_flags() -> dict | None:
         raise UserError(f"--coordinator={address}: expected host:port")
     if index >= count:
         raise UserError(f"--process={index}: expected less than --processes={count}")
-    arguments = {"num_processes": count, "process_id": index}
-    return arguments | _at(address)
+    # Nothing else is to be found out, as from a Slurm job around them.
+    alone = {"cluster_detection_method": "deactivate"}
+    return {"num_processes": count, "process_id": index} | alone | _at(address)
 
 
 def _by_slurm() -> dict | None:
@@ -199,22 +202,15 @@ def _by_slurm() -> dict | None:
 def _by_others() -> dict | None:
     if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return {}
-    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
-    if "tpu" in platforms and importlib.util.find_spec("libtpu"):
-        return {}
-    return None
+    return {} if may_have_tpu() else None
 
 
 def _at(address: str) -> dict:
     """Returns where the coordinator is; one that is local listens to no one else."""
-    host, _, port = address.rpartition(":")
-    try:
-        found = ipaddress.ip_address(socket.gethostbyname(host.strip("[]")))
-    except (OSError, ValueError):
-        return {"coordinator_address": address}
-    if not found.is_loopback:
-        return {"coordinator_address": address}
-    return {
-        "coordinator_address": address,
-        "coordinator_bind_address": f"{found}:{port}",
-    }
+    host, _, _ = address.rpartition(":")
+    # A name may lead to the loopback on its own machine, and elsewhere on the others.
+    local = host == "localhost"
+    with contextlib.suppress(ValueError):
+        local = local or ipaddress.ip_address(host.strip("[]")).is_loopback
+    bound = {"coordinator_bind_address": address} if local else {}
+    return {"coordinator_address": address, **bound}

@@ -47,7 +47,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "max_parallel",
     None,
-    "slurm, kubernetes: Points at once (default: all).",
+    "slurm, kubernetes: Points at once, of each job array (default: all).",
     lower_bound=1,
 )
 flags.DEFINE_integer(
@@ -112,6 +112,7 @@ def run(sweep: "Sweep") -> int:
                 print(_call(sbatch, "--test-only", *words).stderr.strip())
             return app.DONE
         (sweep.folder / "logs").mkdir(exist_ok=True)
+        sweep.revive()
         for array in arrays:
             _submit(sweep.folder, array)
     if not arrays:

@@ -28,7 +28,10 @@ def print_summary(sweep: Sweep, statuses: Mapping[int, str]) -> None:
         line = f"{point.number:>5}  {label:<{width}}  {status:<10}"
         if (point.path / "DONE").exists():
             run = Run.read(point.path)
-            line += f"  {run.final(metric):>14.4g}  {run.result['seconds']:>8.1f}"
+            known = run.diverged or metric in run.result["metrics"]
+            value = run.final(metric) if known else None
+            shown = "-" if value is None or isinstance(value, list) else f"{value:.4g}"
+            line += f"  {shown:>14}  {run.result['seconds']:>8.1f}"
         print(line.rstrip())
     counts = collections.Counter(statuses.values())
     print(", ".join(f"{count} {status}" for status, count in counts.items()))

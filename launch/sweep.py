@@ -50,21 +50,21 @@ flags.DEFINE_bool(
 flags.DEFINE_integer(
     "slots",
     None,
-    "Processes at once (local: one a GPU, or half the cores; vmap: none, all groups in "
-    "this one).",
+    "local, vmap: Processes at once (default: one a GPU, or half the cores; with vmap, "
+    "none beside this one).",
     lower_bound=1,
 )
 flags.DEFINE_enum(
     "vmap_mode",
     "auto",
     ["auto", "together", "in_turn"],
-    "With vmap: train a group's points all at once, or in turn through the one "
-    "compiled program (auto: in turn on CPUs, together elsewhere).",
+    "vmap: Train a group's points all at once, or in turn through the one compiled "
+    "program (auto: in turn on CPUs, together elsewhere).",
 )
 flags.DEFINE_float(
     "memory_gib",
     None,
-    "With vmap: memory of a device that points trained all at once may take (default: "
+    "vmap: Memory of a device that points trained all at once may take (default: "
     "nearly all that is free); a group that needs more is split.",
     lower_bound=0.0,
 )
@@ -95,22 +95,17 @@ def main(args: list[str]) -> int:
     executor = importlib.import_module(f"launch.{_EXECUTORS[FLAGS.executor]}")
     if FLAGS.dry_run:
         return _dry_run(sweep, executor)
-    if FLAGS.executor != "kubernetes":
-        processes.by_first(lambda: _begin(sweep))
+    if FLAGS.executor != "kubernetes" and not FLAGS.validate:
+        processes.by_first(lambda: sweep.write(extend=FLAGS.extend))
     return executor.run(sweep)
-
-
-def _begin(sweep) -> None:
-    sweep.write(extend=FLAGS.extend)
-    sweep.revive()
 
 
 def _check_flags() -> None:
     """Refuses what another executor would understand, and this one would pass over."""
-    by_module = FLAGS.flags_by_module_dict()
-    for flag in (*by_module[slurm.__name__], *by_module[kubernetes.__name__]):
-        executors = flag.help.partition(":")[0]
-        if flag.present and FLAGS.executor not in executors:
+    for flag in (FLAGS[name] for name in FLAGS if FLAGS[name].present):
+        help_text = flag.help.rpartition(">: ")[2]  # Without an enum's values.
+        executors = help_text.partition(":")[0].split(", ")
+        if set(executors) <= set(_EXECUTORS) and FLAGS.executor not in executors:
             raise UserError(
                 f"--{flag.name} means nothing to --executor={FLAGS.executor}; "
                 f"{flag.help}"

@@ -91,6 +91,7 @@ def _run_here(sweep: Sweep, groups: Sequence[Sequence[Point]]) -> dict[int, str]
     mode = FLAGS.vmap_mode
     if mode == "auto":
         mode = "in_turn" if jax.default_backend() == "cpu" else "together"
+    processes.by_first(sweep.revive)
     statuses = {point.number: point.status() for point in sweep.selected}
     if mode == "together":
         groups = [part for points in groups for part in _fitting(sweep, points)]

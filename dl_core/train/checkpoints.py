@@ -1,7 +1,7 @@
 """Checkpoints of one run, by Orbax: asynchronous, atomic, pruned.
 
 A step counts as saved only once all of it is on the disk; what a killed or failed save
-left behind is ignored and cleaned up.
+left behind is ignored and cleaned up. What cannot be read is set aside, not removed.
 """
 
 import contextlib
@@ -16,11 +16,38 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from dl_core.errors import UserError
 from dl_core.train import processes
+
+ASIDE = "unreadable"
+"""The folder beside the checkpoints for those that could not be read."""
+
+_PASSING = (
+    *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
+    *map(
+        os.strerror,
+        (
+            *(errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE),
+            *(errno.ENOMEM, errno.ESTALE),
+        ),
+    ),
+)
+"""What is said where a file may be whole, and cannot be read now."""
 
 
 class SaveError(Exception):
     """A checkpoint could not be written; its text says which one and what remains."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves it to the loop to stop at a signal.
+
+    Else it would tell JAX's watch of signals the training step, where the loop counts
+    dispatches, and the processes of a run would stop at neither.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -49,7 +76,7 @@ class Checkpoints:
                     barrier_sync_key_prefix=name
                 ),
             )
-            self._opened = ocp.CheckpointManager(folder, options=options)
+            self._opened = _Manager(folder, options=options)
         return self._opened
 
     def steps(self) -> list[int]:
@@ -92,7 +119,9 @@ class Checkpoints:
           The state, and the JSON values saved beside it.
 
         Raises:
-          ValueError: if the files are damaged or of another structure.
+          ValueError: if the files are damaged.
+          UserError: if they are whole, and of a state of another structure.
+          OSError: if they cannot be read now, and perhaps later.
         """
         try:
             restored = self._manager.restore(
@@ -104,15 +133,37 @@ class Checkpoints:
             )
         except Exception as error:
             reason = _first_words(error)
+            if self._differs(step, abstract):
+                raise UserError(
+                    f"{self._folder / str(step)} holds another state than this code "
+                    f"makes ({reason}): go back to the code that saved it, or give "
+                    "another --name"
+                ) from error
+            if any(words in str(error) for words in _PASSING):
+                raise OSError(
+                    f"{self._folder / str(step)} cannot be read now: {reason}"
+                ) from error
             raise ValueError(f"checkpoint {step} cannot be read: {reason}") from error
         state = jax.block_until_ready(restored["state"])
         return state, restored["about"]
 
-    def discard(self, step: int) -> None:
-        """Removes a checkpoint that cannot be read."""
+    def discard(self, step: int, *, keep: bool = False) -> None:
+        """Removes a checkpoint, or sets it aside.
+
+        Args:
+          step: one of `steps()`.
+          keep: move it to the folder `ASIDE` beside this one.
+        """
         self.close()
         if processes.is_first():
-            shutil.rmtree(self._folder / str(step))
+            path = self._folder / str(step)
+            if keep:
+                aside = self._folder.with_name(ASIDE)
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / path.name, ignore_errors=True)
+                path.rename(aside / path.name)
+            else:
+                shutil.rmtree(path)
         processes.meet(f"discarded {step}")
 
     def wait(self) -> None:
@@ -140,6 +191,14 @@ class Checkpoints:
                 with contextlib.suppress(Exception):
                     opened.close()
 
+    def _differs(self, step: int, abstract: PyTree) -> bool:
+        """Returns whether a checkpoint says that it is of another structure."""
+        try:
+            saved = self._manager.item_metadata(step)["state"].tree
+            return _shapes(saved) != _shapes(abstract)
+        except Exception:  # It is too damaged to say so.
+            return False
+
     def _failed(self, error: Exception) -> SaveError:
         kept = [int(p.name) for p in self._folder.glob("*") if p.name.isdigit()]
         last = f"that of step {max(kept)}" if kept else "none"
@@ -147,6 +206,15 @@ class Checkpoints:
             f"a checkpoint in {self._folder} could not be written "
             f"({_first_words(error)}); the last good one is {last}"
         )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of arrays by their names in a tree, whatever its nodes are."""
+    named, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in named
+    }
 
 
 def _first_words(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -83,6 +84,24 @@ class Layout:
             return jax.make_array_from_process_local_data(examples, x)
 
         return jax.tree.map(put, tree)
+
+    def whole(self, tree: PyTree, batch_size: int, axis: int) -> PyTree[np.ndarray]:
+        """Gathers host inputs of which each process may hold its share only.
+
+        Args:
+          tree: as for `split`.
+          batch_size: examples in a batch, of all processes together.
+          axis: of the examples.
+        """
+        here = batch_size // jax.process_count()
+
+        def gather(x: Any) -> np.ndarray:
+            x = np.asarray(x)
+            if processes.alone() or x.ndim <= axis or x.shape[axis] != here:
+                return x
+            return np.concatenate(multihost_utils.process_allgather(x), axis)
+
+        return jax.tree.map(gather, tree)
 
     def divides(self, batch_size: int) -> bool:
         """Returns whether a batch can be split evenly over `data`."""

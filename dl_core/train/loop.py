@@ -129,7 +129,7 @@ class _Training:
             closing.callback(self._close_data)
             for index in range(stage_index, len(self.experiment.stages)):
                 restored = step > 0 and index == stage_index
-                state = self._stage(index, state, restored)
+                state = self._stage(index, state, step if restored else None)
                 if state is None:
                     break
         return self.outcomes
@@ -144,8 +144,14 @@ class _Training:
             options.say(f"resuming at step {place.step} ({stage.name})")
         return place.step, place.state
 
-    def _stage(self, index: int, state: PyTree, restored: bool) -> PyTree | None:
-        """Runs one stage to its end; returns None if no run is left to go on."""
+    def _stage(self, index: int, state: PyTree, step: int | None) -> PyTree | None:
+        """Runs one stage to its end; returns None if no run is left to go on.
+
+        Args:
+          index: its number.
+          state: where the stage before has ended; where this one was left, with `step`.
+          step: where this one was left; None if it is to begin.
+        """
         stage = self.experiment.stages[index]
         last = self.ends[index]
         first = last - self.experiment.steps(self.runs[0].config)[index]
@@ -153,9 +159,7 @@ class _Training:
         compiled = self._program(index)
         resident = self._resident(data)
         pending: list[tuple[int, PyTree]] = []
-        if restored:
-            step = int(np.ravel(jax.device_get(state.step))[0]) + first
-        else:
+        if step is None:
             step, state = first, compiled.init(self.config, state)
             self._evaluate(compiled, stage, data, resident, state, step)
         config = self.runs[0].config
@@ -204,18 +208,20 @@ class _Training:
 
     def _inputs(self, batches: Batches, first: int, count: int) -> PyTree:
         layout = self.options.layout
+        size = batches.batch_size
         inputs = [
             batches.train_inputs(run.config.seed, first, count) for run in self.runs
         ]
-        stacked = inputs[0]
         if self.points:
-            stacked = jax.tree.map(lambda *xs: np.stack(xs), *inputs)
-        if layout.mesh.size == 1:
-            return stacked  # The compiled step takes it from the host, faster.
-        if self.points:
+            whole = [layout.whole(each, size, axis=1) for each in inputs]
+            stacked = jax.tree.map(lambda *xs: np.stack(xs), *whole)
+            if layout.mesh.size == 1:
+                return stacked  # The compiled step takes it from the host, faster.
             return layout.place(stacked, layout.points(self.points))
-        layout.require_divides(batches.batch_size)
-        return layout.split(stacked, batches.batch_size, axis=1)
+        if layout.mesh.size == 1:
+            return inputs[0]
+        layout.require_divides(size)
+        return layout.split(inputs[0], size, axis=1)
 
     def _eval_inputs(self, batches: Batches) -> Iterator[PyTree]:
         """Yields the host's part of evaluation batches, split where they can be."""
@@ -224,7 +230,9 @@ class _Training:
             if layout.mesh.size == 1:
                 yield inputs
             elif self.points or not layout.divides(size):
-                yield layout.place(inputs, layout.replicated)
+                yield layout.place(
+                    layout.whole(inputs, size, axis=0), layout.replicated
+                )
             else:
                 yield layout.split(inputs, size, axis=0)
 

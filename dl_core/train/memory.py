@@ -64,7 +64,9 @@ def points_at_once(
         group = _Group(experiment, configs[:count], layout, data_dir, steps_per_call)
         needed, shared = group.needed()
         fits = count if needed <= limit else 1
-        if limit > shared and needed > limit:
+        if math.isinf(needed):
+            fits = count // 2
+        elif limit > shared and needed > limit:
             fits = int((limit - shared) / (needed - shared) * count)
         fits = processes.agreed(max(1, min(fits, count)))
         if fits == count:
@@ -130,6 +132,7 @@ class _Group:
         """Yields a stage's programs, as the loop calls them, and what is resident."""
         seed, copies = self.configs[0].seed, len(self.configs)
         inputs = data.train.train_inputs(seed, 0, self.steps)
+        inputs = self.layout.whole(inputs, data.train.batch_size, axis=1)
         inputs = jax.tree.map(lambda x: np.stack([x] * copies), inputs)
         if self.layout.mesh.size > 1:
             inputs = self.layout.place(inputs, self.layout.points(copies))
@@ -138,6 +141,7 @@ class _Group:
         for batches in data.evaluation.values():
             resident = self._resident(batches)
             for inputs in batches.eval_inputs():
+                inputs = self.layout.whole(inputs, batches.batch_size, axis=0)
                 yield (
                     compiled.evaluate.lower(
                         self.config, state, batches.assemble, resident, inputs

@@ -1,7 +1,7 @@
 """Where runs go on: at the last step that all of them have saved whole.
 
 A checkpoint that cannot be read, in any process, or that knows of more rows than the
-metrics' file has, is discarded, and the one before it is tried.
+metrics' file has, is set aside, and the one before it is tried.
 """
 
 import dataclasses
@@ -42,7 +42,11 @@ def resume(
       runs: their open directories.
       abstract: from a step to the shapes, types and shardings of the state there.
       layout: the devices.
-      say: is told of checkpoints that are discarded.
+      say: is told of checkpoints that are set aside.
+
+    Raises:
+      UserError: if a checkpoint is of another structure than `abstract`.
+      OSError: if one cannot be read now, and perhaps later.
     """
     steps = [set(run.checkpoints.steps()) for run in runs]
     for step in sorted(set.intersection(*steps), reverse=True):
@@ -62,9 +66,10 @@ def resume(
             seconds = max(about["seconds"] for about in abouts)
             return Place(step, state, seconds, latest)
         problem = problem or "another process cannot read it"
-        say(f"going back before step {step}: {problem}")
+        kept = "its files are kept in the folder unreadable"
+        say(f"going back before step {step}: {problem}; {kept}")
         for run in runs:
-            run.checkpoints.discard(step)
+            run.checkpoints.discard(step, keep=True)
     for run in runs:
         run.start(0, 0)
     return Place(0, None, 0.0, [{} for _ in runs])

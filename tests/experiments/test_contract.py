@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from dl_core.config import fingerprint, group_key, leaves, replace, to_dict
-from dl_core.files import write_json
+from dl_core.files import read_json, write_json
 from dl_core.results import Run, Runs
 from dl_core.train import loop
 from dl_core.train.records import read_rows
@@ -155,11 +155,12 @@ def workdir(tmp_path_factory):
 def folder_of(request, workdir, data_dir):
     """Returns the folder of a sweep: with `--slow` or if it is quick, trained whole.
 
-    Of the others the first and the last point are trained, and the rest are given the
-    results of the one of the two that has more metrics: right in form, which is what
-    drawing needs.
+    Of the others the first and the last point are trained, unless the program of one of
+    them has trained another point before. The rest are given the results of the one of
+    the two that has more metrics: right in form, which is what drawing needs.
     """
     slow = request.config.getoption("--slow")
+    trained = {}
 
     @functools.cache
     def make(name, sweep):
@@ -169,7 +170,11 @@ def folder_of(request, workdir, data_dir):
             more = (f"--sweep={sweep}", "--executor=vmap", f"--data_dir={data_dir}")
             result = processes.fork("launch.sweep", *flags, *more).wait(1_200)
             assert result.code == 0, result.stderr
+            first = configs_of(registry.load(name), sweep)[0]
+            trained[name, group_key(first)] = min(folder.glob("0*"))
         else:
+            if quick := quick_sweep(name):
+                make(name, quick)
             train_both_ends(name, sweep, folder)
         return folder
 
@@ -178,13 +183,21 @@ def folder_of(request, workdir, data_dir):
         points, configs = experiment.sweeps[sweep], configs_of(experiment, sweep)
         paths = [folder / f"{i:04d}-{fingerprint(p)}" for i, p in enumerate(points)]
         for path, config in ((paths[0], configs[0]), (paths[-1], configs[-1])):
+            key = name, group_key(config)
+            if key in trained:
+                give(trained[key], path, config)
+                continue
             (outcome,) = tiny.train(experiment, {path: config}, data_dir=data_dir)
             assert outcome.status == loop.DONE
+            trained[key] = path
         donor = max((paths[-1], paths[0]), key=metrics)
         for path, config in zip(paths[1:-1], configs[1:-1], strict=True):
-            shutil.copytree(donor, path, ignore=shutil.ignore_patterns("checkpoints"))
-            saved = {"experiment": name, "config": to_dict(config)}
-            write_json(path / "config.json", saved)
+            give(donor, path, config)
+
+    def give(donor, path, config):
+        shutil.copytree(donor, path, ignore=shutil.ignore_patterns("figures"))
+        saved = read_json(path / "config.json") | {"config": to_dict(config)}
+        write_json(path / "config.json", saved)
 
     return make
 

@@ -19,6 +19,7 @@ import tiny
 from dl_core.config import replace
 from dl_core.files import read_json
 from dl_core.train.records import read_rows
+from launch import processes as joining
 from launch import registry
 
 SETTINGS = {"width": 64, "batch_size": 8, "learning_rate": 0.01}
@@ -50,19 +51,19 @@ class Source:
         return len(self.arrays["inputs"])
 
     def read(self, indices):
-        assert len(indices) * jax.process_count() == 8
+        assert len(indices) * jax.process_count() in (4, 8)
         return {name: x[indices] for name, x in self.arrays.items()}
 
 
-def streamed(arrays, prepare=None):
+def streamed(arrays, prepare=None, size=8):
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return Streamed(Source(arrays), 8, prepare, **here)
+    return Streamed(Source(arrays), size, prepare, **here)
 
 
 def data(config: Any, data_dir: Any) -> Data:
     train = tiny.examples(50, config.width, 1)
     test, few = (tiny.examples(n, config.width, seed) for n, seed in ((20, 2), (3, 3)))
-    sets = {"test": streamed(test), "few": streamed(few)}
+    sets = {"test": streamed(test), "few": streamed(few, size=4)}
     return Data(streamed(train, tiny.blur), sets)
 '''
 
@@ -86,7 +87,7 @@ def data(config: Any, data_dir: Any) -> Data:
 '''
 
 
-SLOW = '''"""The toy, on two machines without data, of which one finds out late."""
+SLOW = '''"""The toy; half of its points have no data, as one machine finds out late."""
 
 import time
 from typing import Any
@@ -95,13 +96,19 @@ import jax
 
 from dl_core.data.batches import Data
 from dl_core.errors import UserError
+from dl_core.sweep import product
 from experiments.toy import tiny
 from experiments.toy.tiny import *
 
 
 def data(config: Any, data_dir: Any) -> Data:
-    time.sleep(4 * jax.process_index())
-    raise UserError("no data anywhere")
+    if config.width == 64:
+        time.sleep(4 * jax.process_index())
+        raise UserError("no data anywhere")
+    return tiny.data(config, data_dir)
+
+
+SWEEPS, FIGURES = {"widths": product(width=(64, 6))}, {}
 '''
 
 
@@ -116,12 +123,14 @@ def start(toy):
     """Starts the processes of one run; ends what is left of them."""
     started = []
 
-    def start(count, *flags, module="launch.run"):
+    def start(count, *flags, module="launch.run", **environment):
         address = f"127.0.0.1:{free_port()}"
         for i in range(count):
             together = (f"--processes={count}", f"--process={i}")
             given = ("--experiment=toy.tiny", f"--coordinator={address}", *together)
-            started.append(processes.fork(module, *given, *flags, **toy, **ONE))
+            started.append(
+                processes.fork(module, *given, *flags, **toy, **ONE, **environment)
+            )
         return started[-count:]
 
     yield start
@@ -175,7 +184,9 @@ def test_each_process_reads_its_share_of_streamed_examples(toy, start, alone, tm
     (topic / "streamed.py").write_text(STREAMED)
     given = ("--experiment=toy.streamed", f"--workdir={tmp_path}", "--name=run")
     try:
-        results = ended(start(2, *FLAGS, *given))
+        # The evaluation batches of 4 cannot be split over 8 devices.
+        devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+        results = ended(start(2, *FLAGS, *given, XLA_FLAGS=devices))
         refused = ended(start(2, *FLAGS, *given[:2], "--model_axis=2"))
     finally:
         (topic / "streamed.py").unlink()
@@ -230,15 +241,28 @@ def test_a_run_goes_on_after_one_was_killed(start, tmp_path, killed):
     tiny.assert_same_bits(tiny.TINY, folder, folder_of(tmp_path, "whole"), config)
 
 
-def test_points_train_at_once_in_many_processes(start, tmp_path):
-    flags = (f"--workdir={tmp_path}", "--sweep=rates", "--executor=vmap")
-    together = (*flags, "--vmap_mode=together", "--name=rates")
-    results = ended(start(2, *together, module="launch.sweep"))
+def test_points_train_at_once_in_many_processes(toy, start, tmp_path):
+    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
+    (topic / "streamed.py").write_text(STREAMED)
+    changes = {"steps": 400, "checkpoint_every": 20, "eval_every": 200}
+    flags = [f"--config.{path}={value}" for path, value in changes.items()]
+    flags += ["--experiment=toy.streamed", f"--workdir={tmp_path}", "--sweep=rates"]
+    flags += ["--executor=vmap", "--vmap_mode=together", "--name=rates"]
+    folder = tmp_path / "toy.streamed/sweeps/rates"
+    try:
+        commands = start(2, *flags, module="launch.sweep")
+        processes.until(lambda: any(map(saved, folder.glob("0*"))), commands[0])
+        commands[1].send(signal.SIGTERM)
+        assert [result.code for result in ended(commands)] == [75, 75]
+        results = ended(start(2, *flags, module="launch.sweep"))
+    finally:
+        (topic / "streamed.py").unlink()
     assert [result.code for result in results] == [0, 0], results
-    points = sorted((tmp_path / "toy.tiny/sweeps/rates").glob("0*"))
+    assert "resuming at step" in results[0].stderr
+    points = sorted(folder.glob("0*"))
     assert len(points) == 4
-    for point, changes in zip(points, tiny.SWEEPS["rates"], strict=True):
-        config = replace(tiny.Config(), changes)
+    for point, point_changes in zip(points, tiny.SWEEPS["rates"], strict=True):
+        config = replace(tiny.Config(), {**changes, **point_changes})
         other = tmp_path / "alone" / point.name
         tiny.train(tiny.TINY, {other: config})
         tiny.assert_close(tiny.TINY, point, other, config)
@@ -307,16 +331,32 @@ def test_what_one_process_refuses_ends_all(toy, start, tmp_path):
     assert "holds another sweep" in changed[0].stderr
 
 
-def test_all_tell_the_same_mistake_however_late(toy, start, tmp_path):
+def test_what_all_refuse_however_late_keeps_no_other_point(toy, start, tmp_path):
     topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
     (topic / "slow.py").write_text(SLOW)
-    given = ("--experiment=toy.slow", f"--workdir={tmp_path}", "--name=run")
+    given = ("--experiment=toy.slow", f"--workdir={tmp_path}", "--sweep=widths")
     try:
-        results = ended(start(2, *given))
+        results = ended(start(2, *given, "--executor=vmap", module="launch.sweep"))
     finally:
         (topic / "slow.py").unlink()
     assert [result.code for result in results] == [2, 2], results
     assert all("no data anywhere" in result.stderr for result in results)
+    assert "1 refused, 1 done" in results[0].stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [
+        ("127.0.0.1:4321", True),
+        ("localhost:4321", True),
+        ("[::1]:4321", True),
+        ("10.1.2.3:4321", False),
+        # On process 0's own machine it may lead to 127.0.1.1.
+        (f"{socket.gethostname()}:4321", False),
+    ],
+)
+def test_only_what_says_so_is_bound_to_the_loopback(address, bound):
+    assert ("coordinator_bind_address" in joining._at(address)) == bound
 
 
 def test_no_experiment_starts_jax_before_processes_have_joined(data_dir):

@@ -1,13 +1,15 @@
 """Every field of every experiment refuses bad values in one sentence."""
 
 import enum
+import re
 import types
 import typing
 
 import processes
 import pytest
 
-from dl_core.config import RunConfig, leaves
+from dl_core.config import RunConfig, leaves, parse
+from dl_core.errors import UserError
 from launch import registry
 
 
@@ -60,11 +62,27 @@ def assert_refused(result, path, text):
     assert line.startswith(f"error: --config.{path}={text}: expected "), (path, line)
 
 
+def fields_of(name):
+    return leaves(registry.load(name).preset("default")).values()
+
+
 @pytest.mark.parametrize("name", registry.names())
-def test_bad_values(name, tmp_path):
-    fields = leaves(registry.load(name).preset("default")).values()
-    cases = [(leaf.path, text) for leaf in fields for text in bad_texts(leaf)]
+def test_every_bad_value_is_refused(name):
+    cases = [(leaf, text) for leaf in fields_of(name) for text in bad_texts(leaf)]
     assert len(cases) > 40
+    for leaf, text in cases:
+        words = re.escape(f"--config.{leaf.path}={text}: expected ")
+        with pytest.raises(UserError, match=f"^{words}"):
+            parse(leaf, text)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_command_refuses_a_bad_value_of_each_field(name, tmp_path):
+    fields = [(leaf.path, bad_texts(leaf)) for leaf in fields_of(name)]
+    # Of one field this kind of bad value, of the next another.
+    cases = [
+        (path, texts[i % len(texts)]) for i, (path, texts) in enumerate(fields) if texts
+    ]
     start = [f"--experiment={name}", f"--workdir={tmp_path}", "--dry_run"]
     commands = [[*start, f"--config.{path}={text}"] for path, text in cases]
     results = processes.fork_many("launch.run", commands, f"experiments.{name}")

@@ -270,6 +270,9 @@ def test_a_metric_that_there_is_not_names_the_nearest(launch, tmp_path):
     result = launch(tmp_path, *FLAGS, "--objective=test/los", "--index=0")
     assert result.code == 2
     assert "did you mean 'test/loss'?" in result.stderr.splitlines()[-1]
+    whole = launch(tmp_path, *FLAGS, "--objective=test/los", "--points=0")
+    assert (whole.code, whole.stdout.split()[:2]) == (2, ["point", "status"])
+    assert "did you mean 'test/loss'?" in whole.stderr.splitlines()[-1]
 
 
 def test_another_search_under_the_same_name_is_refused(searched, launch):

@@ -83,6 +83,22 @@ def test_it_is_refused_in_a_sentence_where_slurm_is_not(toy, nowhere, tmp_path):
     assert line.startswith("error: sbatch is not installed here")
 
 
+@pytest.mark.parametrize("flags", [(), ("--validate",)])
+def test_what_submits_nothing_leaves_a_sweep_cancelled(toy, tool, tmp_path, flags):
+    tool("sbatch", "error: no")
+    tool("scontrol", "MaxArraySize = 5")
+    if not flags:
+        tool("sbatch", "no", 1)
+    cancelled = tmp_path / "toy.tiny/sweeps/rates/CANCELLED"
+    cancelled.parent.mkdir(parents=True)
+    cancelled.touch()
+    path = f"{tmp_path / 'bin'}:/bin:/usr/bin"
+    result = sweep(toy, path, f"--workdir={tmp_path}", *flags)
+    assert result.code == (0 if flags else 2), result
+    assert cancelled.exists()
+    assert (cancelled.parent / "sweep.json").exists() != bool(flags)
+
+
 @pytest.mark.parametrize("name", ["100%", "a\\b", "a\nb"])
 def test_names_that_slurm_would_read_as_its_own_are_refused(
     toy, nowhere, tmp_path, name

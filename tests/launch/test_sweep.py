@@ -351,6 +351,8 @@ def test_other_configs_have_other_folders(launch, tmp_path):
         (("--sweep=rates", "--index=one"), "--index"),
         (("--sweep=rates", "--executor=cloud"), "--executor"),
         (("--sweep=rates", "--validate"), "--validate means nothing to --executor=loc"),
+        (("--sweep=rates", "--executor=slurm", "--slots=2"), "--slots means nothing"),
+        (("--sweep=rates", "--vmap_mode=in_turn"), "--vmap_mode means nothing"),
         (
             ("--sweep=rates", "--coordinator=a:1", "--processes=2", "--process=0"),
             "each of these processes would run the whole sweep",

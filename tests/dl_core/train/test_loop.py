@@ -1,12 +1,16 @@
 """The loop on a linear regression: whatever interrupts a run, it ends the same."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import threading
 
 import jax
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 from tiny import IN_STAGES, TINY, After, StagesConfig, train
@@ -508,6 +512,64 @@ def test_going_back_is_told_in_one_sentence(stopped, tmp_path):
     assert len(told) < 400
     assert "\n" not in told
     assert resumed == "resuming at step 8 (train)"
+    assert (tmp_path / "run/unreadable/10/state/manifest.ocdbt").exists()
+
+
+def kept(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+    ],
+)
+def test_what_cannot_be_read_now_is_left_for_later(
+    stopped, finished, tmp_path, monkeypatch, error
+):
+    def refuse(self, *args, **options):
+        raise error
+
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", refuse)
+        with pytest.raises(OSError, match="10 cannot be read now: "):
+            train(TINY, {folder: tiny.Config()})
+    assert kept(folder) == ["10", "8"]
+    train(TINY, {folder: tiny.Config()})
+    tiny.assert_same_bits(TINY, folder, finished["one stage"], tiny.Config())
+
+
+def without_momentum(config, key):
+    state = tiny.init(config, key)
+    plain = optax.sgd(config.learning_rate)
+    return state.replace(opt_state=plain.init(state.params))
+
+
+def wider(config, key):
+    return tiny.init(replace(config, {"width": config.width + 1}), key)
+
+
+# Orbax abandons the other reads when one fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("init", [without_momentum, wider])
+def test_a_checkpoint_of_other_code_is_refused_and_kept(
+    stopped, finished, tmp_path, init
+):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    before = (folder / "metrics.jsonl").read_bytes()
+    (stage,) = TINY.stages
+    edited = dataclasses.replace(TINY, stages=(dataclasses.replace(stage, init=init),))
+    with pytest.raises(UserError, match="go back to the code that saved it"):
+        train(edited, {folder: tiny.Config()})
+    assert kept(folder) == ["10", "8"]
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    train(TINY, {folder: tiny.Config()})
+    tiny.assert_same_bits(TINY, folder, finished["one stage"], tiny.Config())
 
 
 def test_a_damaged_checkpoint_is_replaced(finished, stopped, tmp_path):

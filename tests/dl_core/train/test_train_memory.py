@@ -70,5 +70,21 @@ def test_training_finds_what_was_compiled(tmp_path):
     assert counts["jit(evaluate)"] == 2, counts  # Its two sets differ in size.
 
 
+@pytest.mark.parametrize(("most", "found"), [(3, 2), (4, 4), (1, 1)])
+def test_what_the_compiler_refuses_is_halved_until_it_does_not(
+    monkeypatch, most, found
+):
+    compiled = jax.stages.Lowered.compile
+
+    def compile_few(self, *args, **options):
+        points = jax.tree.leaves(self.in_avals)[0].shape[0]
+        if points > most:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return compiled(self, *args, **options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_few)
+    assert at_once(2**40) == found
+
+
 def test_main_memory_is_known():
     assert 2**20 < memory.available() < 2**50
