@@ -68,6 +68,13 @@ class _InGroups(LoadScopeScheduling):
 
 
 @pytest.hookimpl(optionalhook=True)  # Without pytest-xdist there is none such.
+def pytest_xdist_auto_num_workers(config):
+    # Many tests wait for processes that they have started: one more fills the gaps.
+    cores = psutil.Process().cpu_affinity() if psutil.LINUX else None
+    return (len(cores) if cores else os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     config.option.loadscopereorder = False  # Else what has most tests comes first.
     return _InGroups(config, log)

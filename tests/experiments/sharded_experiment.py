@@ -22,7 +22,7 @@ def main(name: str, out: pathlib.Path, data_dir: pathlib.Path) -> None:
     """Trains it under every layout."""
     assert jax.device_count() == 2
     experiment = registry.load(name)
-    config = experiment.preset("smoke")
+    config = tiny.told_each_step(experiment)
     config = replace(config, {"batch_size": config.batch_size + config.batch_size % 2})
     for layout, options in LAYOUTS.items():
         runs = {out / layout: config}
