@@ -233,7 +233,7 @@ def covariate_shift(runs: Runs) -> Figure:
             ax.plot(steps, percentiles[:, column], style, color=color)
         ax.set(xlabel="step", ylabel="input to a sigmoid", ylim=(-3, 3))
         seed = group[0].config["seed"]
-        ax.set_title(f"{words} batch norm: 15, 50 and 85 % (seed {seed})")
+        ax.set_title(f"{words} batch norm: 15, 50, 85 % (seed {seed})")
     return fig
 
 
