@@ -43,8 +43,9 @@ def restore(folder: pathlib.Path, shapes_of: Callable[[int], Any]) -> tuple[int,
         `jax.eval_shape` gives them; raises UserError for a step of no use.
 
     Raises:
-      UserError: if there is no checkpoint.
-      ValueError: if it cannot be read, or is of another state.
+      UserError: if there is no checkpoint, or it cannot be read now.
+      OtherStateError: if it is of another state.
+      ValueError: if it cannot be read.
     """
     import jax
 
@@ -60,6 +61,8 @@ def restore(folder: pathlib.Path, shapes_of: Callable[[int], Any]) -> tuple[int,
             shapes_of(steps[-1]),
         )
         state, _ = checkpoints.restore(steps[-1], abstract)
+    except OSError as error:
+        raise UserError(f"--run={folder}: {error}") from None
     finally:
         checkpoints.close()
     return steps[-1], state

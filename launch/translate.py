@@ -154,6 +154,7 @@ def restore(folder: pathlib.Path, config: Any, known: Any) -> Any:
     import jax
 
     from dl_core.config import to_arrays
+    from dl_core.train.checkpoints import OtherStateError
     from experiments.attention import translation
 
     def shapes_of(step: int) -> Any:
@@ -166,10 +167,12 @@ def restore(folder: pathlib.Path, config: Any, known: Any) -> Any:
     try:
         step, state = trained.restore(folder, shapes_of)
     except ValueError as error:
+        raise UserError(f"{folder}: its checkpoint is damaged: {error}") from None
+    except OtherStateError:
         sizes = f"{len(known.source):,} and {len(known.target):,} tokens"
         raise UserError(
-            f"{folder}: {error}; do the vocabularies in assets, of {sizes}, belong to "
-            "it?"
+            f"{folder}: its checkpoint is of another network; do the vocabularies in "
+            f"assets, of {sizes}, belong to it?"
         ) from None
     for side, of_state in state.collections["vocabularies"].items():
         if int(of_state) != mark[side]:

@@ -39,6 +39,10 @@ class SaveError(Exception):
     """A checkpoint could not be written; its text says which one and what remains."""
 
 
+class OtherStateError(UserError):
+    """A checkpoint is whole, and of a state of another structure than was asked for."""
+
+
 class _Manager(ocp.CheckpointManager):
     """Leaves it to the loop to stop at a signal.
 
@@ -120,7 +124,7 @@ class Checkpoints:
 
         Raises:
           ValueError: if the files are damaged.
-          UserError: if they are whole, and of a state of another structure.
+          OtherStateError: if they are whole, and of a state of another structure.
           OSError: if they cannot be read now, and perhaps later.
         """
         try:
@@ -134,7 +138,7 @@ class Checkpoints:
         except Exception as error:
             reason = _first_words(error)
             if self._differs(step, abstract):
-                raise UserError(
+                raise OtherStateError(
                     f"{self._folder / str(step)} holds another state than this code "
                     f"makes ({reason}): go back to the code that saved it, or give "
                     "another --name"

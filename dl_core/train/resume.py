@@ -45,7 +45,7 @@ def resume(
       say: is told of checkpoints that are set aside.
 
     Raises:
-      UserError: if a checkpoint is of another structure than `abstract`.
+      OtherStateError: if a checkpoint is of another structure than `abstract`.
       OSError: if one cannot be read now, and perhaps later.
     """
     steps = [set(run.checkpoints.steps()) for run in runs]

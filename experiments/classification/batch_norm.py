@@ -26,6 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 from matplotlib.figure import Figure
@@ -278,6 +279,6 @@ def summary(runs: Runs) -> str:
 def _accuracies(runs: Runs) -> str:
     """Returns mean and spread, or, where seeds end far apart, every seed's accuracy."""
     percent = 100 * runs.final(MAIN_METRIC)
-    if percent.max() - percent.min() < 10:
-        return mean_and_spread(percent, unit=" %")
-    return ", ".join(f"{value:.0f}" for value in percent) + " % (a number a seed)"
+    if len(percent) and np.ptp(percent) >= 10:
+        return ", ".join(f"{value:.0f}" for value in percent) + " % (a number a seed)"
+    return mean_and_spread(percent, unit=" %")

@@ -98,6 +98,6 @@ def test_published_numbers_become_runs():
 
 def test_the_commands_of_the_readme_name_what_exists():
     for name in re.findall(r"--experiment=(\S+)", README):
-        assert name in [*registry.names(), "<topic>.<name>`", "…"]
+        assert name in [*registry.names(), "<topic>.<name>`", "NAME", "…"]
     for module in re.findall(r"python -m launch\.(\w+)", README):
         assert (pathlib.Path(registry.ROOT).parent / "launch" / f"{module}.py").exists()
