@@ -38,10 +38,10 @@ flags.DEFINE_integer("gpus", 0, "kubernetes: GPUs of each pod.", lower_bound=0)
 flags.DEFINE_string("cpus", None, "kubernetes: cores of each pod, such as 8 or 500m.")
 flags.DEFINE_string("memory", None, "kubernetes: memory of each pod, such as 16Gi.")
 flags.DEFINE_string(
-    "tpu_type", None, "kubernetes on GKE: kind of TPU, such as tpu-v6e-slice."
+    "tpu_type", None, "kubernetes: on GKE, kind of TPU, such as tpu-v6e-slice."
 )
 flags.DEFINE_string(
-    "tpu_topology", None, "kubernetes on GKE: chips of a point's slice, such as 4x4."
+    "tpu_topology", None, "kubernetes: on GKE, chips of a point's slice, such as 4x4."
 )
 flags.DEFINE_integer(
     "grace",

@@ -99,6 +99,9 @@ def run_jobs(sweep: Sweep, jobs: Sequence[Job], slots: int) -> dict[int, str]:
                         name = f"{point.path.name}: {point.label}"
                         say(f"{statuses[point.number]} {name}")
             time.sleep(0.05)
+        for point in sweep.selected:  # What another process held it may have finished.
+            if statuses[point.number] == "locked" and point.status() in FINISHED:
+                statuses[point.number] = point.status()
         if stopping:
             unfinished = ("missing", "unfinished")
             statuses = {
@@ -112,9 +115,9 @@ def default_slots() -> int:
 
     A TPU's chips belong to one process.
     """
-    if processes.may_have_tpu():
-        return 1
-    return len(_visible_gpus()) or max(1, (os.cpu_count() or 1) // 2)
+    if gpus := len(_visible_gpus()):
+        return gpus
+    return 1 if processes.may_have_tpu() else max(1, (os.cpu_count() or 1) // 2)
 
 
 def _start(job: Job, slot: int, slots: int) -> subprocess.Popen:

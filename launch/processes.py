@@ -4,10 +4,10 @@ It happens by itself under srun with several tasks, mpirun, and on the hosts of 
 slice; elsewhere `--coordinator`, `--processes` and `--process` say who is who.
 """
 
+import collections
 import contextlib
 import importlib.util
 import ipaddress
-import itertools
 import os
 import re
 import signal
@@ -31,9 +31,8 @@ _PATIENCE = 15
 """Seconds within which processes that fail alike do so."""
 
 _joined: list[int] = []
-_abandoned = itertools.count()
-_asked = itertools.count()
-"""How often the processes were asked whether to stop: alike in all of them."""
+_counts: collections.Counter[str] = collections.Counter()
+"""How often the processes were asked whether to stop, and how often all failed."""
 
 
 def define_flags() -> None:
@@ -116,7 +115,7 @@ def by_first(act: Callable[[], T]) -> T:
 def abandon(code: int) -> None:
     """Leaves without ceremony if others wait for this process: they end with it.
 
-    Where all have failed alike none waits, and they go on to what is next.
+    Where all have failed at one place none waits, and they go on to what is next.
     """
     if not _joined:
         return
@@ -124,8 +123,10 @@ def abandon(code: int) -> None:
     from orbax.checkpoint import multihost
 
     meet = multihost.get_barrier_sync_fn()
+    place = f"failure {_counts['failed']} after {_counts['asked']} steps"
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # Not all of them come.
-        meet(key=f"abandon {next(_abandoned)}", timeout_ms=1000 * _PATIENCE)
+        meet(key=place, timeout_ms=1000 * _PATIENCE)
+        _counts["failed"] += 1
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -150,7 +151,9 @@ def stop_together(came: Callable[[], bool]) -> Callable[[], bool]:
     def stop() -> bool:
         if came():
             os.kill(os.getpid(), signal.SIGTERM)
-        if not told and multihost_utils.reached_preemption_sync_point(next(_asked)):
+        _counts["asked"] += 1
+        asked = _counts["asked"]
+        if not told and multihost_utils.reached_preemption_sync_point(asked):
             told.append(True)
         return bool(told)
 
@@ -159,7 +162,7 @@ def stop_together(came: Callable[[], bool]) -> Callable[[], bool]:
 
 def may_have_tpu() -> bool:
     """Returns whether JAX will look for a TPU here; JAX is not started."""
-    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    platforms = os.environ.get("JAX_PLATFORMS") or "tpu"
     return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 

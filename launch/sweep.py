@@ -95,7 +95,7 @@ def main(args: list[str]) -> int:
     executor = importlib.import_module(f"launch.{_EXECUTORS[FLAGS.executor]}")
     if FLAGS.dry_run:
         return _dry_run(sweep, executor)
-    if FLAGS.executor != "kubernetes" and not FLAGS.validate:
+    if FLAGS.executor != "kubernetes":
         processes.by_first(lambda: sweep.write(extend=FLAGS.extend))
     return executor.run(sweep)
 
@@ -105,7 +105,11 @@ def _check_flags() -> None:
     for flag in (FLAGS[name] for name in FLAGS if FLAGS[name].present):
         help_text = flag.help.rpartition(">: ")[2]  # Without an enum's values.
         executors = help_text.partition(":")[0].split(", ")
-        if set(executors) <= set(_EXECUTORS) and FLAGS.executor not in executors:
+        if not set(executors) <= set(_EXECUTORS):
+            continue
+        if FLAGS.index is not None:
+            raise UserError(f"--{flag.name} means nothing to the one point of --index")
+        if FLAGS.executor not in executors:
             raise UserError(
                 f"--{flag.name} means nothing to --executor={FLAGS.executor}; "
                 f"{flag.help}"
@@ -143,7 +147,7 @@ def _chosen():
 def _choose_code(sweep) -> None:
     """Goes on with the sweep's own copy of the code, if it has or is to have one."""
     snapshot.enter(sweep.folder, extends=FLAGS.extend and not FLAGS.search)
-    if FLAGS.snapshot and not FLAGS.dry_run:
+    if FLAGS.snapshot and not (FLAGS.dry_run or FLAGS.validate):
         if FLAGS.executor == "kubernetes":
             raise UserError("--snapshot: pods run the code that is in their --image")
         processes.by_first(lambda: sweep.write(extend=FLAGS.extend))

@@ -70,6 +70,8 @@ class _InGroups(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)  # Without pytest-xdist there is none such.
 def pytest_xdist_auto_num_workers(config):
     # Many tests wait for processes that they have started: one more fills the gaps.
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
     cores = psutil.Process().cpu_affinity() if psutil.LINUX else None
     return (len(cores) if cores else os.cpu_count() or 1) + 1
 

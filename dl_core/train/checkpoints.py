@@ -212,13 +212,11 @@ class Checkpoints:
         )
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of arrays by their names in a tree, whatever its nodes are."""
-    named, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in named
-    }
+def _shapes(tree: PyTree) -> dict[tuple[str, ...], tuple[int, ...] | None]:
+    """Returns shapes by their places in a tree; None where a node is empty."""
+    flat = ocp.tree.to_flat_dict(tree, keep_empty_nodes=True)
+    # Saved arrays are told of by what has a shape and is no array.
+    return {path: getattr(leaf, "shape", None) for path, leaf in flat.items()}
 
 
 def _first_words(error: Exception) -> str:

@@ -353,6 +353,11 @@ def test_other_configs_have_other_folders(launch, tmp_path):
         (("--sweep=rates", "--validate"), "--validate means nothing to --executor=loc"),
         (("--sweep=rates", "--executor=slurm", "--slots=2"), "--slots means nothing"),
         (("--sweep=rates", "--vmap_mode=in_turn"), "--vmap_mode means nothing"),
+        (("--sweep=rates", "--tpu_topology=4x4"), "--tpu_topology means nothing"),
+        (
+            ("--sweep=rates", "--index=1", "--slots=2"),
+            "--slots means nothing to the on",
+        ),
         (
             ("--sweep=rates", "--coordinator=a:1", "--processes=2", "--process=0"),
             "each of these processes would run the whole sweep",

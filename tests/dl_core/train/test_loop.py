@@ -549,13 +549,18 @@ def without_momentum(config, key):
     return state.replace(opt_state=plain.init(state.params))
 
 
+def with_an_empty_part(config, key):
+    state = tiny.init(config, key)
+    return state.replace(opt_state=(*state.opt_state, optax.EmptyState()))
+
+
 def wider(config, key):
     return tiny.init(replace(config, {"width": config.width + 1}), key)
 
 
 # Orbax abandons the other reads when one fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("init", [without_momentum, wider])
+@pytest.mark.parametrize("init", [without_momentum, with_an_empty_part, wider])
 def test_a_checkpoint_of_other_code_is_refused_and_kept(
     stopped, finished, tmp_path, init
 ):
