@@ -135,10 +135,7 @@ def restored(folder: pathlib.Path) -> tuple[types.ModuleType, Any, Any]:
             previous = (shapes,)
         return shapes
 
-    try:
-        _, state = trained.restore(folder, shapes_of)
-    except ValueError as error:
-        raise UserError(f"--run={folder}: its checkpoint is damaged: {error}") from None
+    _, state = trained.restore(folder, shapes_of)
     return _module(experiment.name), config, state
 
 

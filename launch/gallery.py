@@ -46,9 +46,7 @@ def main(args: list[str]) -> int:
 def page() -> str:
     """Returns the page, as HTML."""
     names = registry.names()
-    topics: dict[str, list[str]] = {}
-    for name in names:
-        topics.setdefault(name.split(".")[0], []).append(name)
+    topics = registry.topics()
     measured = sum(bool(publish.published(name)) for name in names)
     # The policy keeps a browser from loading or running what is not in the file.
     return f"""<!doctype html>

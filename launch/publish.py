@@ -147,14 +147,10 @@ def summaries(name: str) -> dict[str, str]:
 
 def pages() -> dict[pathlib.Path, str]:
     """Returns the README and the topics' pages, made anew from published results."""
-    topics: dict[str, list[str]] = {}
-    for name in registry.names():
-        topics.setdefault(name.split(".")[0], []).append(name)
-    folder = pathlib.Path(registry.ROOT)
-    texts = {
-        folder / topic / README.name: _page(topic, topics[topic]) for topic in topics
-    }
-    return {README: renewed(README.read_text()), **texts}
+    texts = {README: renewed(README.read_text())}
+    for topic, names in registry.topics().items():
+        texts[pathlib.Path(registry.ROOT, topic, README.name)] = _page(topic, names)
+    return texts
 
 
 def renewed(text: str) -> str:

@@ -17,6 +17,14 @@ def names() -> list[str]:
     return sorted(f"{path.parent.name}.{path.stem}" for path in paths)
 
 
+def topics() -> dict[str, list[str]]:
+    """Returns the names of all experiments by topic."""
+    found: dict[str, list[str]] = {}
+    for name in names():
+        found.setdefault(name.split(".")[0], []).append(name)
+    return found
+
+
 def check(name: str | None) -> str:
     """Returns the name of an experiment that exists.
 

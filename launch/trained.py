@@ -43,9 +43,8 @@ def restore(folder: pathlib.Path, shapes_of: Callable[[int], Any]) -> tuple[int,
         `jax.eval_shape` gives them; raises UserError for a step of no use.
 
     Raises:
-      UserError: if there is no checkpoint, or it cannot be read now.
+      UserError: if there is no checkpoint, or it cannot be read.
       OtherStateError: if it is of another state.
-      ValueError: if it cannot be read.
     """
     import jax
 
@@ -63,6 +62,8 @@ def restore(folder: pathlib.Path, shapes_of: Callable[[int], Any]) -> tuple[int,
         state, _ = checkpoints.restore(steps[-1], abstract)
     except OSError as error:
         raise UserError(f"--run={folder}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"--run={folder}: its checkpoint is damaged: {error}") from None
     finally:
         checkpoints.close()
     return steps[-1], state

@@ -166,8 +166,6 @@ def restore(folder: pathlib.Path, config: Any, known: Any) -> Any:
     mark = known.fingerprints()
     try:
         step, state = trained.restore(folder, shapes_of)
-    except ValueError as error:
-        raise UserError(f"{folder}: its checkpoint is damaged: {error}") from None
     except OtherStateError:
         sizes = f"{len(known.source):,} and {len(known.target):,} tokens"
         raise UserError(

@@ -22,15 +22,10 @@ from dl_core.train import processes
 ASIDE = "unreadable"
 """The folder beside the checkpoints for those that could not be read."""
 
+_NUMBERS = ["EACCES", "EPERM", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE"]
 _PASSING = (
     *("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
-    *map(
-        os.strerror,
-        (
-            *(errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE),
-            *(errno.ENOMEM, errno.ESTALE),
-        ),
-    ),
+    *(os.strerror(getattr(errno, name)) for name in _NUMBERS),
 )
 """What is said where a file may be whole, and cannot be read now."""
 

@@ -93,11 +93,13 @@ class Layout:
           batch_size: examples in a batch, of all processes together.
           axis: of the examples.
         """
+        if processes.alone():
+            return tree
         here = batch_size // jax.process_count()
 
         def gather(x: Any) -> np.ndarray:
             x = np.asarray(x)
-            if processes.alone() or x.ndim <= axis or x.shape[axis] != here:
+            if x.ndim <= axis or x.shape[axis] != here:
                 return x
             return np.concatenate(multihost_utils.process_allgather(x), axis)
 

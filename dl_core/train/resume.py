@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dl_core.train import processes
+from dl_core.train.checkpoints import ASIDE
 from dl_core.train.layout import Layout
 from dl_core.train.run_directory import RunDirectory
 
@@ -66,7 +67,7 @@ def resume(
             seconds = max(about["seconds"] for about in abouts)
             return Place(step, state, seconds, latest)
         problem = problem or "another process cannot read it"
-        kept = "its files are kept in the folder unreadable"
+        kept = f"its files are kept in the folder {ASIDE}"
         say(f"going back before step {step}: {problem}; {kept}")
         for run in runs:
             run.checkpoints.discard(step, keep=True)

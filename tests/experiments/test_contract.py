@@ -195,7 +195,7 @@ def folder_of(request, workdir, data_dir):
             give(donor, path, config)
 
     def give(donor, path, config):
-        shutil.copytree(donor, path, ignore=shutil.ignore_patterns("figures"))
+        shutil.copytree(donor, path, ignore=shutil.ignore_patterns("checkpoints"))
         saved = read_json(path / "config.json") | {"config": to_dict(config)}
         write_json(path / "config.json", saved)
 

@@ -118,6 +118,19 @@ def free_port():
         return found.getsockname()[1]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def modules(toy):
+    """The experiments above, beside the toy while these tests run."""
+    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
+    texts = {"streamed": STREAMED, "picky": PICKY, "slow": SLOW}
+    paths = [topic / f"{name}.py" for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        path.write_text(text)
+    yield
+    for path in paths:
+        path.unlink()
+
+
 @pytest.fixture
 def start(toy):
     """Starts the processes of one run; ends what is left of them."""
@@ -179,17 +192,12 @@ def test_it_is_the_run_of_one_process(start, alone, tmp_path, count, flags):
     assert (again.code, again.stderr.count("nothing to do")) == (0, 1)
 
 
-def test_each_process_reads_its_share_of_streamed_examples(toy, start, alone, tmp_path):
-    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
-    (topic / "streamed.py").write_text(STREAMED)
+def test_each_process_reads_its_share_of_streamed_examples(start, alone, tmp_path):
     given = ("--experiment=toy.streamed", f"--workdir={tmp_path}", "--name=run")
-    try:
-        # The evaluation batches of 4 cannot be split over 8 devices.
-        devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-        results = ended(start(2, *FLAGS, *given, XLA_FLAGS=devices))
-        refused = ended(start(2, *FLAGS, *given[:2], "--model_axis=2"))
-    finally:
-        (topic / "streamed.py").unlink()
+    # The evaluation batches of 4 cannot be split over 8 devices.
+    devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    results = ended(start(2, *FLAGS, *given, XLA_FLAGS=devices))
+    refused = ended(start(2, *FLAGS, *given[:2], "--model_axis=2"))
     assert [result.code for result in results] == [0, 0], results
     run = tmp_path / "toy.streamed/runs/run"
     tiny.assert_close(tiny.TINY, run, alone, CONFIG)
@@ -241,22 +249,17 @@ def test_a_run_goes_on_after_one_was_killed(start, tmp_path, killed):
     tiny.assert_same_bits(tiny.TINY, folder, folder_of(tmp_path, "whole"), config)
 
 
-def test_points_train_at_once_in_many_processes(toy, start, tmp_path):
-    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
-    (topic / "streamed.py").write_text(STREAMED)
+def test_points_train_at_once_in_many_processes(start, tmp_path):
     changes = {"steps": 400, "checkpoint_every": 20, "eval_every": 200}
     flags = [f"--config.{path}={value}" for path, value in changes.items()]
     flags += ["--experiment=toy.streamed", f"--workdir={tmp_path}", "--sweep=rates"]
     flags += ["--executor=vmap", "--vmap_mode=together", "--name=rates"]
     folder = tmp_path / "toy.streamed/sweeps/rates"
-    try:
-        commands = start(2, *flags, module="launch.sweep")
-        processes.until(lambda: any(map(saved, folder.glob("0*"))), commands[0])
-        commands[1].send(signal.SIGTERM)
-        assert [result.code for result in ended(commands)] == [75, 75]
-        results = ended(start(2, *flags, module="launch.sweep"))
-    finally:
-        (topic / "streamed.py").unlink()
+    commands = start(2, *flags, module="launch.sweep")
+    processes.until(lambda: any(map(saved, folder.glob("0*"))), commands[0])
+    commands[1].send(signal.SIGTERM)
+    assert [result.code for result in ended(commands)] == [75, 75]
+    results = ended(start(2, *flags, module="launch.sweep"))
     assert [result.code for result in results] == [0, 0], results
     assert "resuming at step" in results[0].stderr
     points = sorted(folder.glob("0*"))
@@ -312,17 +315,12 @@ def test_flags_that_do_not_fit_are_told(toy, tmp_path, flags, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_one_process_refuses_ends_all(toy, start, tmp_path):
-    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
-    (topic / "picky.py").write_text(PICKY)
+def test_what_one_process_refuses_ends_all(start, tmp_path):
     sweep = ("--sweep=rates", "--name=rates", "--index=0", f"--workdir={tmp_path}")
-    try:
-        given = ("--experiment=toy.picky", f"--workdir={tmp_path}", "--name=run")
-        results = ended(start(2, *given))
-        by_hand.sweep(folder_of(tmp_path).parents[1] / "sweeps/rates", {0: {}})
-        changed = ended(start(2, *sweep, module="launch.sweep"))
-    finally:
-        (topic / "picky.py").unlink()
+    given = ("--experiment=toy.picky", f"--workdir={tmp_path}", "--name=run")
+    results = ended(start(2, *given))
+    by_hand.sweep(folder_of(tmp_path).parents[1] / "sweeps/rates", {0: {}})
+    changed = ended(start(2, *sweep, module="launch.sweep"))
     assert results[0].code not in (0, 2)
     assert (results[1].code, results[1].stderr.count("no data here")) == (2, 1)
     failed = read_json(tmp_path / "toy.picky/runs/run/FAILED")
@@ -331,14 +329,9 @@ def test_what_one_process_refuses_ends_all(toy, start, tmp_path):
     assert "holds another sweep" in changed[0].stderr
 
 
-def test_what_all_refuse_however_late_keeps_no_other_point(toy, start, tmp_path):
-    topic = pathlib.Path(toy["PYTHONPATH"].split(os.pathsep)[0], "experiments/toy")
-    (topic / "slow.py").write_text(SLOW)
+def test_what_all_refuse_however_late_keeps_no_other_point(start, tmp_path):
     given = ("--experiment=toy.slow", f"--workdir={tmp_path}", "--sweep=widths")
-    try:
-        results = ended(start(2, *given, "--executor=vmap", module="launch.sweep"))
-    finally:
-        (topic / "slow.py").unlink()
+    results = ended(start(2, *given, "--executor=vmap", module="launch.sweep"))
     assert [result.code for result in results] == [2, 2], results
     assert all("no data anywhere" in result.stderr for result in results)
     assert "1 refused, 1 done" in results[0].stdout
